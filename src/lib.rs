@@ -1,3 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A virtio-vsock device that is right on every kernel.
+
+pub mod address;
+pub mod features;
