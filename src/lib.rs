@@ -3,4 +3,5 @@
 //! A virtio-vsock device that is right on every kernel.
 
 pub mod address;
+pub mod compat;
 pub mod features;
