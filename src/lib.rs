@@ -4,4 +4,8 @@
 
 pub mod address;
 pub mod compat;
+pub mod event;
 pub mod features;
+pub mod kernel;
+pub mod memory;
+pub mod rate_limit;
