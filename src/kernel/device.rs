@@ -439,6 +439,7 @@ impl VhostVsock {
             IotlbError::Send { .. } => Error::IotlbOff { told, source },
             other => other.into(),
         };
+        iotlb.discard_old_misses()?;
         iotlb.preload().map_err(off)?;
         for (queue, rings) in QueueIndex::ALL.into_iter().zip(rings) {
             for (part, range) in rings.parts() {

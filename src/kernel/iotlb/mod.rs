@@ -149,6 +149,14 @@ impl Iotlb {
         &self.memory
     }
 
+    /// Forgets misses from before this activation: the kernel keeps what nobody
+    /// read, and it is about a table that is gone (`vhost_init_device_iotlb`
+    /// clears no list). Only while no queue runs.
+    pub(super) fn discard_old_misses(&self) -> Result<(), IotlbError> {
+        while self.receive(&mut [0; MESSAGE_SIZE])?.is_some() {}
+        Ok(())
+    }
+
     /// Tells the kernel all that the translator gives in advance.
     pub(super) fn preload(&self) -> Result<(), IotlbError> {
         let mut table = self.lock();
@@ -193,11 +201,7 @@ impl Iotlb {
         let mut denials = Vec::new();
         for _ in 0..BATCH {
             let mut bytes = [0; MESSAGE_SIZE];
-            let Some(filled) = self
-                .kernel
-                .receive(&mut bytes)
-                .map_err(IotlbError::Receive)?
-            else {
+            let Some(filled) = self.receive(&mut bytes)? else {
                 break;
             };
             match Miss::parse(&bytes[..filled.min(MESSAGE_SIZE)]) {
@@ -319,6 +323,10 @@ impl Iotlb {
             }
         }
         Ok(())
+    }
+
+    fn receive(&self, bytes: &mut [u8; MESSAGE_SIZE]) -> Result<Option<usize>, IotlbError> {
+        self.kernel.receive(bytes).map_err(IotlbError::Receive)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
