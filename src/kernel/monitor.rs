@@ -96,7 +96,8 @@ impl Monitor {
     }
 
     /// What to poll for reading: the queues' error events, and the vhost
-    /// descriptor while there is an IOTLB to serve.
+    /// descriptor while there is an IOTLB to serve. After a [`Failure::Service`]
+    /// there is none: a message that cannot be read would be polled busily.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let [rx, tx] = &self.queues;
         let mut descriptors = vec![rx.error.as_fd(), tx.error.as_fd()];
@@ -119,6 +120,9 @@ impl Monitor {
         }
         self.failed |= !failures.is_empty();
         let misses = self.iotlb.as_ref().map_or(0, |iotlb| iotlb.stats().misses);
+        if let Some(Failure::Service(_)) = failures.last() {
+            self.iotlb = None;
+        }
         for queue in &mut self.queues {
             match queue.error.take() {
                 Ok(true) => {}
