@@ -28,7 +28,7 @@ use super::ioctl::{Vhost, VhostFd, VringAddresses, BACKEND_F_IOTLB_MSG_V2};
 use super::iotlb::message::{Access, Command, Mapping, MessageFormat};
 use super::iotlb::table::KERNEL_LIMIT;
 use super::iotlb::translator::{Identity, Translator, Window};
-use super::iotlb::{Iotlb, IotlbError};
+use super::iotlb::{Active, Iotlb, IotlbError};
 use super::monitor::Monitor;
 use super::queue::{QueueError, QueueIndex, QueueSetup, Rings};
 use crate::address::{Address, GuestCid, Iova, Range};
@@ -93,7 +93,7 @@ pub struct Activation<'a> {
 enum State {
     New,
     Idle,
-    Running { iotlb: Option<Arc<Iotlb>> },
+    Running { iotlb: Option<Active> },
 }
 
 impl State {
@@ -207,7 +207,7 @@ impl VhostVsock {
     /// The IOTLB service of the running device, if its mode has one.
     pub fn iotlb(&self) -> Option<&Arc<Iotlb>> {
         match &self.state {
-            State::Running { iotlb } => iotlb.as_ref(),
+            State::Running { iotlb } => iotlb.as_ref().map(|active| &active.0),
             _ => None,
         }
     }
@@ -229,7 +229,7 @@ impl VhostVsock {
         let monitor = Monitor::new(
             activation.cid,
             self.kernel.clone(),
-            iotlb.clone(),
+            iotlb.as_ref().map(|active| active.0.clone()),
             &self.errors,
             activation.queues.map(|queue| queue.kick),
         )
@@ -294,7 +294,7 @@ impl VhostVsock {
         activation: &Activation<'_>,
         plan: Plan,
         rings: [Rings; 2],
-    ) -> Result<Option<Arc<Iotlb>>, Error> {
+    ) -> Result<Option<Active>, Error> {
         self.set_features(plan)?;
         if activation.messages == MessageFormat::V2 && plan.mode.wants_iotlb() {
             self.call("VHOST_SET_BACKEND_FEATURES", None, |kernel| {
@@ -417,22 +417,23 @@ impl VhostVsock {
         plan: Plan,
         addressing: &Addressing,
         rings: &[Rings; 2],
-    ) -> Result<Option<Arc<Iotlb>>, Error> {
+    ) -> Result<Option<Active>, Error> {
         let translator: Arc<dyn Translator> = match addressing {
             Addressing::Off => return Ok(None),
             Addressing::Identity => Arc::new(Identity(activation.memory.clone())),
             Addressing::Restricted(window) => window.clone(),
             Addressing::Translated(translator) => translator.clone(),
         };
-        let iotlb = Arc::new(Iotlb::new(
+        let active = Active(Arc::new(Iotlb::new(
             self.kernel.clone(),
             activation.memory.clone(),
             translator,
             activation.messages,
             self.table_limit,
-        ));
+        )));
+        let iotlb = &active.0;
         if let Addressing::Restricted(window) = addressing {
-            window.attach(&iotlb)?;
+            window.attach(iotlb)?;
         }
         let told = plan.features;
         let off = |source| match source {
@@ -455,7 +456,7 @@ impl VhostVsock {
                 }
             }
         }
-        Ok(Some(iotlb))
+        Ok(Some(active))
     }
 
     fn set_cid(&self, cid: GuestCid) -> Result<(), Error> {

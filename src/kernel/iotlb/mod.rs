@@ -50,9 +50,16 @@ pub struct Iotlb {
     memory: MemoryMap,
     translator: Arc<dyn Translator>,
     format: MessageFormat,
-    table: Mutex<Table>,
+    held: Mutex<Held>,
     counters: Counters,
     complaints: RateLimit,
+}
+
+#[derive(Debug)]
+struct Held {
+    table: Table,
+    /// The activation has ended: the descriptor is another's now.
+    over: bool,
 }
 
 impl std::fmt::Debug for Iotlb {
@@ -138,7 +145,10 @@ impl Iotlb {
             memory,
             translator,
             format,
-            table: Mutex::new(Table::new(table_limit)),
+            held: Mutex::new(Held {
+                table: Table::new(table_limit),
+                over: false,
+            }),
             counters: Counters::default(),
             complaints: RateLimit::default(),
         }
@@ -159,10 +169,10 @@ impl Iotlb {
 
     /// Tells the kernel all that the translator gives in advance.
     pub(super) fn preload(&self) -> Result<(), IotlbError> {
-        let mut table = self.lock();
+        let table = &mut self.lock().table;
         let mut commands = Vec::new();
         if let Some(all) = Range::inclusive(Iova(0), Iova(u64::MAX)) {
-            self.map_preloads(&mut table, all, &mut commands);
+            self.map_preloads(table, all, &mut commands);
         }
         self.send(&commands)
     }
@@ -170,7 +180,7 @@ impl Iotlb {
     /// Makes sure that the kernel can read and write all of `range`; `false` when
     /// the translator does not let it.
     pub(super) fn require(&self, range: Range<Iova>) -> Result<bool, IotlbError> {
-        let mut table = self.lock();
+        let table = &mut self.lock().table;
         let mut next = range.first();
         loop {
             let mapping = match table.covering(next) {
@@ -200,12 +210,17 @@ impl Iotlb {
     pub fn serve(&self) -> Result<Vec<Denial>, IotlbError> {
         let mut denials = Vec::new();
         for _ in 0..BATCH {
+            // Read under the lock too: what comes after the end is not ours.
+            let mut held = self.lock();
+            if held.over {
+                break;
+            }
             let mut bytes = [0; MESSAGE_SIZE];
             let Some(filled) = self.receive(&mut bytes)? else {
                 break;
             };
             match Miss::parse(&bytes[..filled.min(MESSAGE_SIZE)]) {
-                Ok(miss) => denials.extend(self.answer(miss)?),
+                Ok(miss) => denials.extend(self.answer(&mut held.table, miss)?),
                 Err(error) => {
                     count(&self.counters.malformed);
                     if self.complaints.allow() {
@@ -219,35 +234,44 @@ impl Iotlb {
 
     /// The translation of `range` has changed: the kernel forgets what it held
     /// there and is told what the translator now gives in advance. When this
-    /// returns, no queue uses the old translation.
+    /// returns, no queue uses the old translation. Does nothing once the
+    /// activation has ended.
     pub fn changed(&self, range: Range<Iova>) -> Result<(), IotlbError> {
-        let mut table = self.lock();
+        let mut held = self.lock();
+        if held.over {
+            return Ok(());
+        }
         let mut commands = Vec::new();
-        table.unmap(range, &mut commands);
-        self.map_preloads(&mut table, range, &mut commands);
+        held.table.unmap(range, &mut commands);
+        self.map_preloads(&mut held.table, range, &mut commands);
         self.send(&commands)
+    }
+
+    /// From now on the kernel hears nothing of this service: whoever still holds
+    /// it cannot reach into the next activation.
+    fn end(&self) {
+        self.lock().over = true;
     }
 
     /// What the service has done so far.
     pub fn stats(&self) -> Stats {
-        let table = self.lock();
+        let held = self.lock();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             misses: load(&self.counters.misses),
             repeats: load(&self.counters.repeats),
             updates: load(&self.counters.updates),
             invalidations: load(&self.counters.invalidations),
-            evictions: table.evictions(),
+            evictions: held.table.evictions(),
             denials: load(&self.counters.denials),
             malformed: load(&self.counters.malformed),
-            entries: table.held() as u64,
+            entries: held.table.held() as u64,
         }
     }
 
-    fn answer(&self, miss: Miss) -> Result<Option<Denial>, IotlbError> {
+    fn answer(&self, table: &mut Table, miss: Miss) -> Result<Option<Denial>, IotlbError> {
         let Miss { iova, access } = miss;
         count(&self.counters.misses);
-        let mut table = self.lock();
         let mapping = self.translate(iova);
         let Some(mapping) = mapping.filter(|mapping| mapping.access.allows(access)) else {
             count(&self.counters.denials);
@@ -329,8 +353,18 @@ impl Iotlb {
         self.kernel.receive(bytes).map_err(IotlbError::Receive)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The hold that an activation has on its service, which ends with it.
+#[derive(Debug)]
+pub(super) struct Active(pub(super) Arc<Iotlb>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
