@@ -221,15 +221,25 @@ impl VhostVsock {
         // All that can be refused is refused before the kernel is touched.
         let plan = self.plan(activation, activation.addressing.mode())?;
         let rings = check_queues(activation, plan)?;
-        let iotlb = self.start(activation, plan, rings).inspect_err(|_| {
+        let started = self.start(activation, plan, rings).and_then(|iotlb| {
+            let monitor = self.watch(activation, iotlb.as_ref())?;
+            Ok((iotlb, monitor))
+        });
+        let (iotlb, monitor) = started.inspect_err(|_| {
             // A start that failed half-way leaves nothing running behind.
             let _ = self.kernel.set_running(false);
             self.release();
         })?;
+        self.state = State::Running { iotlb };
+        Ok(monitor)
+    }
+
+    /// The monitor of queues that have just been started, and their first signals.
+    fn watch(&self, activation: &Activation<'_>, iotlb: Option<&Active>) -> Result<Monitor, Error> {
         let monitor = Monitor::new(
             activation.cid,
             self.kernel.clone(),
-            iotlb.as_ref().map(|active| active.0.clone()),
+            iotlb.map(|active| active.0.clone()),
             &self.errors,
             activation.queues.map(|queue| queue.kick),
         )
@@ -242,7 +252,6 @@ impl VhostVsock {
                 signal(queue.call)?;
             }
         }
-        self.state = State::Running { iotlb };
         Ok(monitor)
     }
 
