@@ -306,11 +306,16 @@ impl Iotlb {
         parts.into_iter().find(|part| part.range.contains(iova))
     }
 
+    /// Maps what the translator gives in advance, as far as there is room: the
+    /// rest waits for misses.
     fn map_preloads(&self, table: &mut Table, range: Range<Iova>, commands: &mut Vec<Command>) {
-        for translation in self.translator.preload(range) {
-            for mapping in self.host_parts(&translation) {
-                table.map(mapping, commands);
+        let translations = self.translator.preload(range);
+        let mappings = translations.iter().flat_map(|one| self.host_parts(one));
+        for mapping in mappings {
+            if table.is_half_full() {
+                break;
             }
+            table.map(mapping, commands);
         }
     }
 

@@ -53,6 +53,12 @@ impl Table {
         self.entries.len()
     }
 
+    /// Whether half of the entries are taken. What is mapped in advance stops here:
+    /// more of it would only push out what the queues need.
+    pub fn is_half_full(&self) -> bool {
+        self.entries.len() >= self.limit / 2
+    }
+
     /// How many entries the kernel has dropped for want of room.
     pub fn evictions(&self) -> u64 {
         self.evictions
