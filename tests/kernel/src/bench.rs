@@ -98,10 +98,15 @@ impl Bench {
 
     /// A device on `kernel`, owned by this process.
     pub fn new(kernel: ModelKernel) -> Self {
+        let mut bench = Self::unowned(kernel);
+        bench.device.own().expect("nobody else owns the model");
+        bench
+    }
+
+    /// A device on `kernel` as it was opened.
+    pub fn unowned(kernel: ModelKernel) -> Self {
         let kernel = Arc::new(kernel);
-        let mut device =
-            VhostVsock::with_kernel(kernel.clone()).expect("the model is a vhost-vsock");
-        device.own().expect("nobody else owns the model");
+        let device = VhostVsock::with_kernel(kernel.clone()).expect("the model is a vhost-vsock");
         let event = || EventFd::new().expect("an eventfd");
         Self {
             kernel,
@@ -132,10 +137,10 @@ impl Bench {
     }
 
     /// As [`activate`](Self::activate), changed before it happens.
-    pub fn activate_with(
-        &mut self,
+    pub fn activate_with<'a>(
+        &'a mut self,
         addressing: Addressing,
-        change: impl FnOnce(&mut Activation<'_>),
+        change: impl FnOnce(&mut Activation<'a>),
     ) -> Result<Monitor, Error> {
         let mode = addressing.mode();
         let vm = match mode {

@@ -19,7 +19,7 @@ use crate::vring::{Vring, NOWHERE, READ, WRITE};
 
 /// Measured: seqpacket, indirect, event index, version 1, and the legacy bits
 /// 24, 26 and 27 that vhost offers and nobody here may pass.
-pub(crate) const OFFERED: FeatureSet = FeatureSet::from_bits(0x13d00_0002);
+pub(crate) const OFFERED: FeatureSet = FeatureSet::from_bits(0x1_3d00_0002);
 /// `VHOST_BACKEND_F_IOTLB_MSG_V2`.
 pub(crate) const MSG_V2: u64 = 1 << 1;
 /// `max_iotlb_entries`.
