@@ -9,7 +9,7 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crosvm_vsock::address::{Address, BusAddr, Gpa, Hva, Iova, Range};
 use crosvm_vsock::compat::{KernelKind, Mode};
@@ -337,6 +337,44 @@ fn rule_5_a_ring_that_may_not_be_read_and_written_is_refused_and_named() {
 }
 
 #[test]
+fn rule_5_a_ring_of_many_pages_is_mapped_and_checked_to_its_end() {
+    // 1024 descriptors: 4 pages, then 1, then 3.
+    let rings = [
+        (0, 4, "descriptor table"),
+        (4, 1, "available ring"),
+        (5, 3, "used ring"),
+    ];
+    let last_pages = rings.map(|(first, count, named)| (first + count - 1, named));
+    for (bad, named) in last_pages {
+        let mut bench = overloaded();
+        let table = page_table(&bench);
+        let gpa = table.gpa(Iova(virtual_page(bad).raw())).unwrap();
+        let bad = Iova(virtual_page(bad).raw());
+        let mut activate = || {
+            bench.activate_with(Addressing::Translated(table.clone()), |activation| {
+                let rx = &mut activation.queues[0];
+                rx.size = 1024;
+                (rx.avail, rx.used) = (virtual_page(4), virtual_page(5));
+            })
+        };
+        table.map(bad, gpa, Access::Read);
+        let text = activate().unwrap_err().to_string();
+        assert!(text.contains(named), "{text}");
+        table.map(bad, gpa, Access::ReadWrite);
+        drop(activate().unwrap());
+        // Nothing of them is left to be missed.
+        let buffer = virtual_page(10);
+        bench
+            .kernel
+            .access(QueueIndex::Rx, buffer, PAGE, Access::Write);
+        let iotlb = bench.device.iotlb().unwrap();
+        assert_eq!(iotlb.serve().unwrap(), []);
+        assert_eq!(iotlb.stats().misses, 1);
+        assert!(bench.kernel.holds(page(buffer.raw())));
+    }
+}
+
+#[test]
 fn rule_5_a_ring_that_is_not_shared_is_refused() {
     let mut bench = overloaded();
     let window = bench.window();
@@ -438,14 +476,22 @@ fn rule_6_the_loop_serves_misses_and_ends_when_told() {
         let stopped = stop.try_clone().unwrap();
         let serving =
             scope.spawn(move || monitor.run(stopped.as_fd(), |failure| panic!("{failure}")));
-        for n in 100..400 {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let reach = |n| {
             let at = virtual_page(n);
-            while bench.kernel.access(QueueIndex::Tx, at, PAGE, Access::Read) == Outcome::Missed {
+            let access = || bench.kernel.access(QueueIndex::Tx, at, PAGE, Access::Read);
+            while access() == Outcome::Missed {
+                if Instant::now() > deadline {
+                    return false;
+                }
                 std::thread::yield_now();
             }
-        }
+            true
+        };
+        let served = (100..400).all(reach);
         stop.signal().unwrap();
         serving.join().unwrap().unwrap();
+        assert!(served);
     });
 }
 
