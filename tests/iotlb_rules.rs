@@ -778,6 +778,25 @@ fn rule_7_the_service_of_a_stopped_activation_leaves_the_next_one_alone() {
     assert_eq!(monitor.handle().len(), 1);
 }
 
+/// Else the first device would no longer hear of an unshare, and keep its access.
+#[test]
+fn rule_7_a_window_serves_one_running_device() {
+    let (mut first, mut second) = (overloaded(), overloaded());
+    let window = first.window();
+    let addressing = Addressing::Restricted(window.clone());
+    let monitor = first.activate(addressing.clone()).unwrap();
+    let error = second.activate(addressing.clone()).unwrap_err();
+    assert!(matches!(error, Error::Share(ShareError::InUse)), "{error}");
+    let hole = pages(LOW, 1);
+    window.unshare(hole).unwrap();
+    assert!(!first.kernel.holds(iovas(hole)));
+    // Once the first has stopped it is free, though its monitor lingers.
+    window.share(hole).unwrap();
+    first.device.stop().unwrap();
+    drop(second.activate(addressing).unwrap());
+    drop(monitor);
+}
+
 // Rule 8: sizes that mean different things on different kernels.
 
 #[test]

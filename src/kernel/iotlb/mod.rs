@@ -247,6 +247,11 @@ impl Iotlb {
         self.send(&commands)
     }
 
+    /// Whether the activation has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
     /// From now on the kernel hears nothing of this service: whoever still holds
     /// it cannot reach into the next activation.
     fn end(&self) {

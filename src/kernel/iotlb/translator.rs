@@ -96,6 +96,9 @@ pub enum ShareError {
     /// Too many scattered ranges.
     #[error("more than {max} separate ranges would be shared: nothing was changed, share larger ones", max = Window::MAX_RANGES)]
     TooMany,
+    /// The window is another running device's, which it must keep telling.
+    #[error("the window of shared ranges serves another running device: give each device its own")]
+    InUse,
     /// The kernel did not follow. After a failed *unshare* it may still reach the
     /// range: reset the device.
     #[error("the range {range} was recorded, but the kernel's IOTLB did not follow")]
@@ -168,7 +171,13 @@ impl Window {
     /// Tells `service` of changes from now on, and checks that all shared ranges
     /// are memory. It is told before it preloads: a change in between is not lost.
     pub(in crate::kernel) fn attach(&self, service: &Arc<Iotlb>) -> Result<(), ShareError> {
-        *lock(&self.service) = Arc::downgrade(service);
+        {
+            let mut current = lock(&self.service);
+            if current.upgrade().is_some_and(|other| !other.is_over()) {
+                return Err(ShareError::InUse);
+            }
+            *current = Arc::downgrade(service);
+        }
         let shared = lock(&self.shared);
         shared
             .iter()
