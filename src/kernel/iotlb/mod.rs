@@ -305,7 +305,8 @@ impl Iotlb {
         let into = iova.offset_from(translation.range.first())?;
         let gpa = translation.gpa.checked_add(into)?;
         let parts = self.host_parts(&translation);
-        if !translation.range.contains(iova) || parts.is_empty() {
+        let nowhere = !translation.range.contains(iova) || parts.is_empty();
+        if nowhere && self.complaints.allow() {
             warn!("vhost-vsock: IOVA {iova} translates to GPA {gpa}, which is no guest memory");
         }
         parts.into_iter().find(|part| part.range.contains(iova))
