@@ -718,7 +718,9 @@ fn rule_7_an_unshare_during_activation_is_not_lost() {
     let seen = window.clone();
     bench.kernel.before(name::WRITE, 0, move || {
         started.send(()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
         while seen.shared().iter().any(|range| range.overlaps(&extra)) {
+            assert!(Instant::now() < deadline, "the unshare does not begin");
             std::thread::yield_now();
         }
         // The set has changed; give the follow-up the time to overtake.
