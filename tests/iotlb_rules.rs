@@ -1073,7 +1073,7 @@ fn rule_10_a_broken_descriptor_is_reported_once_and_not_polled_busily() {
     let serving = std::thread::spawn(move || {
         monitor.run(stopped.as_fd(), |failure| report.send(failure).unwrap())
     });
-    let first = reports.recv().unwrap();
+    let first = reports.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(matches!(first, Failure::Service(_)), "{first}");
     // The miss is still there to be read: a loop that polls for it never sleeps.
     std::thread::sleep(Duration::from_millis(50));
@@ -1199,6 +1199,29 @@ fn rule_11_a_queue_that_the_kernel_gives_up_on_fails_visibly() {
             matches!(failures[..], [Failure::Queue(QueueIndex::Rx)]),
             "{mode}: {failures:?}"
         );
+    }
+}
+
+/// A queue that waits for what it is denied would be woken for nothing, over and over.
+#[test]
+fn rule_11_after_a_denial_no_queue_is_kicked() {
+    let mut bench = overloaded();
+    let window = bench.window();
+    let mut monitor = bench.activate(Addressing::Restricted(window)).unwrap();
+    for kick in &bench.kicks {
+        kick.take().unwrap();
+    }
+    let outside = BusAddr(HIGH.raw() + 16 * PAGE);
+    for _ in 0..3 {
+        bench
+            .kernel
+            .access(QueueIndex::Tx, outside, PAGE, Access::Read);
+        bench.kernel.break_queue(QueueIndex::Tx);
+        let failures = monitor.handle();
+        assert!(matches!(failures[..], [Failure::Denied(_)]), "{failures:?}");
+        for kick in &bench.kicks {
+            assert!(!kick.take().unwrap());
+        }
     }
 }
 
