@@ -153,7 +153,7 @@ fn make(
     package: &Package,
     recipe: Recipe,
 ) -> Result<Image> {
-    eprintln!("  unpacking {} {}", package.name, package.version);
+    eprintln!("  preparing {} {}", package.name, package.version);
     let tree = cache.temporary()?;
     let mut debs = vec![suite.download(package)?];
     // Newer packagings spread the kernel over several packages.

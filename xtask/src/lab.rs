@@ -19,7 +19,7 @@ use crate::kernels::Kernel;
 use crate::packages::{self, Need};
 use crate::process;
 use crate::protocol::Line;
-use crate::qemu::{self, Accel, Boot, End, Machine};
+use crate::qemu::{self, Accel, Boot, Machine};
 use crate::table::Report;
 
 /// Where the program runs; static, since the initramfs has no libraries.
@@ -131,7 +131,7 @@ impl Lab {
         self.accel = Some(accel);
         eprintln!("  booting {} under {accel}", image.recipe.package);
         let started = Instant::now();
-        let mut machine = Machine::start(&Boot {
+        let boot = Boot {
             vmlinuz: &vmlinuz,
             initramfs: &initramfs,
             request: &wish.request(kernel),
@@ -139,7 +139,8 @@ impl Lab {
             accel,
             silence: SILENCE,
             life: LIFE,
-        })?;
+        };
+        let mut machine = Machine::start(&boot)?;
         loop {
             let line = match machine.next_line() {
                 Ok(line) => line,
@@ -148,7 +149,7 @@ impl Lab {
                         "boot",
                         "@done",
                         &end.to_string(),
-                        &last_words(&console, end),
+                        &boot.last_words(CONSOLE_LINES),
                     );
                     return Ok(());
                 }
@@ -172,16 +173,6 @@ impl Lab {
                 None => {}
             }
         }
-    }
-}
-
-/// The end of the console, where a panic says what it was.
-fn last_words(console: &Path, end: End) -> String {
-    let text = fs::read(console).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    match process::tail(&text, CONSOLE_LINES) {
-        tail if tail.is_empty() => format!("{end}; its console is empty"),
-        tail => format!("the end of its console:\n{tail}"),
     }
 }
 

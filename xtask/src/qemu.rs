@@ -9,14 +9,17 @@
 //! Limits: x86-64 hosts; 2 processors and 1 GiB a machine.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+use crate::process::tail;
 
 /// QEMU's program; package `qemu-system-x86` in Debian.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -76,6 +79,32 @@ pub struct Boot<'a> {
     pub life: Duration,
 }
 
+impl Boot<'_> {
+    /// Where QEMU's own messages go.
+    fn own_words(&self) -> PathBuf {
+        self.console.with_extension("qemu.log")
+    }
+
+    /// The end of the console, where a panic says what it was, and what QEMU
+    /// itself had to say.
+    pub fn last_words(&self, lines: usize) -> String {
+        let end = |path: &Path| {
+            let text = fs::read(path).unwrap_or_default();
+            tail(&String::from_utf8_lossy(&text), lines)
+        };
+        let console = end(self.console);
+        let mut words = match console.as_str() {
+            "" => "its console is empty".to_owned(),
+            console => format!("the end of its console:\n{console}"),
+        };
+        let own = end(&self.own_words());
+        if !own.is_empty() {
+            words += &format!("\nQEMU said:\n{own}");
+        }
+        words
+    }
+}
+
 /// A running machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -117,6 +146,9 @@ impl Machine {
     /// # Errors
     /// When it cannot be started.
     pub fn start(boot: &Boot<'_>) -> Result<Self> {
+        let words = boot.own_words();
+        let said =
+            File::create(&words).with_context(|| format!("cannot write {}", words.display()))?;
         let mut qemu = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", PROGRAM])
             .args(boot.accel.arguments())
@@ -137,24 +169,12 @@ impl Machine {
             ))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(said)
             .spawn()
             .context("cannot start QEMU through setpriv (util-linux)")?;
-        let lines = match (qemu.stdout.take(), qemu.stderr.take()) {
-            (Some(stdout), Some(mut stderr)) => {
-                let lines = listen(stdout);
-                thread::spawn(move || {
-                    let mut text = String::new();
-                    // What cannot be read was not said.
-                    let _ = stderr.read_to_string(&mut text);
-                    let text = text.trim();
-                    if !text.is_empty() {
-                        eprintln!("  qemu: {text}");
-                    }
-                });
-                lines
-            }
-            _ => mpsc::channel().1,
+        let lines = match qemu.stdout.take() {
+            Some(stdout) => listen(stdout),
+            None => mpsc::channel().1,
         };
         Ok(Self {
             qemu,
