@@ -9,8 +9,10 @@ mod boot;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use boot::{Reporter, Request, Row};
 
@@ -39,7 +41,16 @@ fn main() {
 fn run(request: &Request, reporter: &Reporter) -> Result<()> {
     if !request.probe {
         reporter.plan(&["features"])?;
-        reporter.row(&features(request))?;
+        let start = Instant::now();
+        let row = features(request);
+        if request.demo {
+            reporter.say(&format!("This kernel's vhost-vsock offers {}.", row.got))?;
+        }
+        if request.bench {
+            let micros = start.elapsed().as_micros();
+            reporter.bench(&json!({ "open_and_get_features_us": micros }))?;
+        }
+        reporter.row(&row)?;
     }
     reporter.done()
 }

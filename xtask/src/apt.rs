@@ -10,6 +10,7 @@
 //! `packages.rs`.
 
 use std::fs;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -127,9 +128,13 @@ impl<'a> Suite<'a> {
         );
         let unfinished = self.cache.temporary()?;
         let download = || {
-            process::run(
-                self.apt("apt-get")
-                    .args(["-q", "download"])
+            let mut apt_get = self.apt("apt-get");
+            if !io::stderr().is_terminal() {
+                apt_get.arg("-qq");
+            }
+            process::show(
+                apt_get
+                    .arg("download")
                     .arg(format!("{}={}", package.name, package.version))
                     .current_dir(unfinished.path()),
             )

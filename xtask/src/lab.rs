@@ -156,11 +156,13 @@ impl Lab {
             };
             match Line::parse(&line)? {
                 Some(Line::Plan(cells)) => report.plan(cells),
+                Some(Line::Row(row)) if wish.demo => report.row(row),
                 Some(Line::Row(row)) => {
                     let mark = if row.ok { "ok    " } else { "FAILED" };
                     eprintln!("  {mark} {:<24} {}", row.cell, row.got);
                     report.row(row);
                 }
+                Some(Line::Note(_)) if wish.demo => {}
                 Some(Line::Note(text)) => {
                     eprintln!("  [{:>5.1} s] {text}", started.elapsed().as_secs_f32());
                 }
@@ -193,10 +195,18 @@ pub fn target_directory() -> PathBuf {
 fn build_init() -> Result<Vec<u8>> {
     eprintln!("building the lab's program");
     let rustflags = format!("target.{TARGET}.rustflags=[\"-C\", \"target-feature=+crt-static\"]");
-    process::run(
+    process::show(
         Command::new("cargo")
             .current_dir(workspace())
-            .args(["build", "--release", "--package", "lab", "--target", TARGET])
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "lab",
+                "--target",
+                TARGET,
+            ])
             .args(["--config", &rustflags]),
     )
     .context("cannot build the lab's program")?;

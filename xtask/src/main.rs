@@ -12,6 +12,7 @@
 mod accel;
 mod apt;
 mod cache;
+mod demo;
 mod image;
 mod initramfs;
 mod kernels;
@@ -24,13 +25,16 @@ mod protocol;
 mod qemu;
 mod split;
 mod table;
+mod test;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
 
 use lab::{Lab, Wish};
 use protocol::Row;
@@ -48,6 +52,10 @@ struct Cli {
 enum Task {
     /// Runs the device on real kernels, under QEMU.
     Kernels(Kernels),
+    /// Tells the story of one bit with two meanings, in a booted kernel.
+    Demo,
+    /// Runs every check of the project, the lab included.
+    Test,
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +96,8 @@ enum Mode {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Kernels(options) => run_kernels(&options),
+        Task::Demo => demo::run(),
+        Task::Test => test::run(),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -129,5 +139,27 @@ fn run_kernels(options: &Kernels) -> Result<bool> {
         let text = serde_json::to_string_pretty(&rows)? + "\n";
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
+    if options.bench {
+        write_measurements(&reports)?;
+    }
     Ok(rows.iter().all(|row| row.ok))
+}
+
+/// Measurements have a file of their own: they are shown and kept, never
+/// judged.
+fn write_measurements(reports: &[Report]) -> Result<()> {
+    let all: BTreeMap<&str, &[Value]> = reports
+        .iter()
+        .map(|report| (report.kernel().name, report.bench.as_slice()))
+        .collect();
+    for (kernel, measurements) in &all {
+        for measurement in *measurements {
+            println!("{kernel}: {measurement}");
+        }
+    }
+    let file = lab::target_directory().join("lab/bench.json");
+    fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("kept in {}", file.display());
+    Ok(())
 }

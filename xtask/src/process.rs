@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Running other programs so that a failure says which, with what, and why.
 //!
-//! Limits: output is captured whole; for programs that say little.
+//! [`output`] and [`run`] keep what a program says for the error, [`show`] lets
+//! it be seen as it comes, for programs that take long.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -40,6 +43,25 @@ pub fn output(command: &mut Command) -> Result<String> {
 /// As [`output`].
 pub fn run(command: &mut Command) -> Result<()> {
     output(command).map(drop)
+}
+
+/// Runs a command to its end; all that it says goes to standard error, so that
+/// standard output stays for results.
+///
+/// # Errors
+/// When the program cannot be started or does not exit with 0.
+pub fn show(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_owned();
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(stderr)
+        .status()
+        .with_context(|| format!("cannot start {program:?}; is it installed?"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
 }
 
 /// The last lines of a text, without blank ones.

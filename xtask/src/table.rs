@@ -81,7 +81,7 @@ impl Report {
                 "planned, but nothing was reported",
             );
         }
-        if self.rows.is_empty() {
+        if self.rows.is_empty() && self.bench.is_empty() {
             self.fail(
                 "plan",
                 "cells",
@@ -90,6 +90,11 @@ impl Report {
             );
         }
         self.rows.iter().all(|row| row.ok)
+    }
+
+    /// The kernel that this is about.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
     /// The rows so far.
