@@ -1,25 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The init of the kernel lab's machines.
 //!
-//! Boots as PID 1 of a stock kernel under QEMU, shows that vhost-vsock is
-//! there and what it offers, reports and switches off.
+//! Boots as PID 1 of a kernel under QEMU, runs the real device against that
+//! kernel's `/dev/vhost-vsock`, with the in-process guest driver on one side and
+//! ordinary `AF_VSOCK` sockets on the other, reports and switches off.
 
+mod bench;
 mod boot;
+mod cells;
+mod conversation;
+mod counting;
+mod host;
+mod rig;
+mod story;
 
-use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use serde_json::json;
+use anyhow::Result;
+use crosvm_vsock::compat::IotlbBit;
+use crosvm_vsock::kernel::ioctl::VhostFd;
+use crosvm_vsock::kernel::probe::{probe, Report};
+use crosvm_vsock::kernel::{Error, Vhost, VhostVsock};
 
 use boot::{Reporter, Request, Row};
+use cells::{Cell, Host};
 
-/// `_IOR(VHOST_VIRTIO, 0x00, __u64)` of linux/vhost.h.
-const VHOST_GET_FEATURES: libc::c_ulong = 0x8008_af00;
+/// The cell that holds the probe's finding against the lab's table.
+const PROBE: &str = "probe";
 
 fn main() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let reporter = match boot::start() {
         Ok((request, reporter)) => {
             if let Err(error) = run(&request, &reporter) {
@@ -39,53 +51,76 @@ fn main() {
 }
 
 fn run(request: &Request, reporter: &Reporter) -> Result<()> {
-    if !request.probe {
-        reporter.plan(&["features"])?;
-        let start = Instant::now();
-        let row = features(request);
-        if request.demo {
-            reporter.say(&format!("This kernel's vhost-vsock offers {}.", row.got))?;
-        }
-        if request.bench {
-            let micros = start.elapsed().as_micros();
-            reporter.bench(&json!({ "open_and_get_features_us": micros }))?;
-        }
-        reporter.row(&row)?;
+    if request.probe {
+        return reporter.done();
+    }
+    let report = probe_host()?;
+    let host = Host {
+        kind: report.kind,
+        features: report.features,
+    };
+    if request.demo {
+        story::tell(&report, &host, request, reporter)?;
+    } else if request.bench {
+        bench::run(&host, reporter)?;
+    } else {
+        check(&report, &host, request, reporter)?;
     }
     reporter.done()
 }
 
-/// The cell that reads the feature bits and holds them against the kernel
-/// kind that the lab's table expects.
-fn features(request: &Request) -> Row {
-    let expected: u64 = match request.kind.as_str() {
-        "NoIotlb" => 0x1_3d00_0000,
-        "Overloaded" => 0x3_3d00_0002,
-        _ => 1 << 63 | 0x3_3d00_0002,
+fn probe_host() -> Result<Report, Error> {
+    let open = || {
+        let path = Path::new(VhostVsock::PATH);
+        VhostFd::open(path)
+            .map(|fd| Arc::new(fd) as Arc<dyn Vhost>)
+            .map_err(|source| Error::Open {
+                path: path.to_owned(),
+                source,
+            })
     };
-    let (got, detail) = match read_features() {
-        Ok(features) => (format!("{features:#x}"), String::new()),
-        Err(error) => ("error".to_owned(), format!("{error:#}")),
+    probe(open, IotlbBit::default())
+}
+
+fn check(report: &Report, host: &Host, request: &Request, reporter: &Reporter) -> Result<()> {
+    let wanted = |cell: &Cell| match cell.mode {
+        Some(mode) if !request.modes.is_empty() => request.modes.contains(&mode.to_string()),
+        _ => true,
     };
-    let expected = format!("{expected:#x}");
+    let cells: Vec<Cell> = cells::all(host).into_iter().filter(wanted).collect();
+    let names: Vec<&str> = [PROBE]
+        .into_iter()
+        .chain(cells.iter().map(|cell| cell.name))
+        .collect();
+    reporter.plan(&names)?;
+
+    let found = report.kind.to_string();
+    let detail = format!("offers {:?}", report.features);
+    reporter.row(&row(request, report, PROBE, &request.kind, found, detail))?;
+    for cell in &cells {
+        reporter.note(cell.name)?;
+        let outcome = cell.run(host);
+        let (got, detail) = (outcome.got, outcome.detail);
+        reporter.row(&row(request, report, cell.name, cell.expected, got, detail))?;
+    }
+    Ok(())
+}
+
+fn row(
+    request: &Request,
+    report: &Report,
+    cell: &str,
+    expected: &str,
+    got: String,
+    detail: String,
+) -> Row {
     Row {
         kernel: request.kernel.clone(),
-        kind: request.kind.clone(),
-        cell: "features".to_owned(),
+        kind: report.kind.to_string(),
+        cell: cell.to_owned(),
+        expected: expected.to_owned(),
         ok: got == expected,
-        expected,
         got,
         detail,
     }
-}
-
-fn read_features() -> Result<u64> {
-    let device = File::open("/dev/vhost-vsock").context("cannot open /dev/vhost-vsock")?;
-    let mut features = 0_u64;
-    // SAFETY: the ioctl writes one u64, for which `features` has room.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), VHOST_GET_FEATURES, &mut features) };
-    if result != 0 {
-        return Err(io::Error::last_os_error()).context("VHOST_GET_FEATURES failed");
-    }
-    Ok(features)
 }
