@@ -492,7 +492,7 @@ impl Ring {
     }
 
     /// Asks the device for a call at the next buffer it returns. True if it
-    /// has returned some already: then no call may come for them (2.7.7.2).
+    /// has returned some already: then no call may come for them (2.7.14).
     pub fn enable_call(&self) -> Result<bool, RingError> {
         if self.config.event_idx {
             self.store_used_event(self.last_used)?;

@@ -127,7 +127,7 @@ fn ring_indices_wrap_under_traffic() {
         let guest = Guest::new(config).unwrap();
         guest.reset(base).unwrap();
         let options = Options {
-            base,
+            bases: [base; 3],
             ..Options::default()
         };
         let device = Device::start(&guest, options);
@@ -324,6 +324,7 @@ fn broken_rules_are_recorded_and_reset_the_connection() {
         (Rule::UnknownOp, Op(0), 0, 0, 0),
         (Rule::UnknownOp, Op(8), 0, 0, 0),
         (Rule::WrongLength, Op::RW, 0, 10, 11),
+        (Rule::DataAfterShutdown, Op::RW, 0, 10, 10),
     ] {
         let config = GuestConfig {
             buf_alloc: 2000,
@@ -343,10 +344,20 @@ fn broken_rules_are_recorded_and_reset_the_connection() {
             buf_alloc: 1000,
             fwd_cnt: 0,
         };
+        if rule == Rule::DataAfterShutdown {
+            let shutdown = Header {
+                op: Op::SHUTDOWN,
+                flags: shutdown_flags::SEND,
+                len: 0,
+                ..header
+            };
+            device.inject(shutdown, &[]);
+        }
         device.inject(header, &vec![0; payload]);
         stream.wait_ended().unwrap();
         let error = (&stream).read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        until(|| guest.stats().sent[Op::RST.0 as usize] == 1);
         let rules: Vec<_> = guest.take_violations().iter().map(|v| v.rule).collect();
         assert_eq!(rules, [rule]);
     }
@@ -526,6 +537,93 @@ fn raw_access_sends_and_sees_anything() {
     drop(raw);
     let stream = guest.connect(HOST_CID, ECHO, SocketType::STREAM).unwrap();
     echo(&stream, 10_000, 1);
+    clean(&guest, &device);
+}
+
+#[test]
+fn credit_is_told_when_asked_for() {
+    let (guest, device) = start(config());
+    let stream = guest.connect(HOST_CID, SINK, SocketType::STREAM).unwrap();
+    let header = Header {
+        src_cid: HOST_CID,
+        dst_cid: guest.cid(),
+        src_port: SINK,
+        dst_port: stream.local_port(),
+        socket_type: SocketType::STREAM,
+        op: Op::CREDIT_REQUEST,
+        ..Header::default()
+    };
+    device.inject(header, &[]);
+    until(|| guest.stats().sent[Op::CREDIT_UPDATE.0 as usize] == 1);
+    stream.set_buf_alloc(1 << 20).unwrap();
+    assert_eq!(guest.stats().sent[Op::CREDIT_UPDATE.0 as usize], 2);
+    clean(&guest, &device);
+}
+
+#[test]
+fn a_stopped_device_goes_on_where_it_was() {
+    let (guest, device) = start(config());
+    let stream = guest.connect(HOST_CID, ECHO, SocketType::STREAM).unwrap();
+    echo(&stream, 100_000, 1);
+    stream.close().unwrap();
+    let bases = device.stop();
+    // Written while no device is there: the next one finds it.
+    let device = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| guest.connect(HOST_CID, ECHO, SocketType::STREAM));
+        until(|| guest.ring_state(Queue::Tx).next_avail != bases[1]);
+        let options = Options {
+            bases,
+            ..Options::default()
+        };
+        let device = Device::start(&guest, options);
+        let stream = waiting.join().unwrap().unwrap();
+        echo(&stream, 100_000, 2);
+        device
+    });
+    clean(&guest, &device);
+}
+
+#[test]
+fn nothing_waits_for_ever() {
+    let config = GuestConfig {
+        timeout: Duration::from_millis(20),
+        ..config()
+    };
+    let guest = Guest::new(config).unwrap();
+    let listener = guest.listen(5, SocketType::STREAM).unwrap();
+    assert!(guest.listen(5, SocketType::STREAM).is_err());
+    let timed_out = |e: std::io::Error| assert_eq!(e.kind(), ErrorKind::TimedOut);
+    timed_out(listener.accept().err().unwrap());
+    timed_out(guest.wait_event(SECOND / 50).unwrap_err());
+    // No device: more connections than the transmit queue has room for.
+    for _ in 0..20 {
+        timed_out(
+            guest
+                .connect(HOST_CID, ECHO, SocketType::STREAM)
+                .unwrap_err(),
+        );
+    }
+    timed_out(guest.raw().recv(SECOND / 50).unwrap_err());
+}
+
+#[test]
+fn shapes_change_while_data_flows() {
+    let (guest, device) = start(config());
+    let stream = guest.connect(HOST_CID, ECHO, SocketType::STREAM).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| echo(&stream, 3_000_000, 5));
+        for size in [45, 65_536, 4096, 100, 9000] {
+            let split = Split::Random(size);
+            guest.configure_tx(Chunking::Fixed(size), split.clone());
+            let rx = RxConfig {
+                buffers: size % 50 + 10,
+                size,
+                split,
+            };
+            guest.configure_rx(rx).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
     clean(&guest, &device);
 }
 

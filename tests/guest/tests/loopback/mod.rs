@@ -32,8 +32,8 @@ pub const DEAF: u32 = 11;
 pub struct Options {
     pub event_idx: bool,
     pub buf_alloc: u32,
-    /// Where the rings begin.
-    pub base: u16,
+    /// Where the rings go on.
+    pub bases: [u16; 3],
 }
 
 impl Default for Options {
@@ -41,7 +41,7 @@ impl Default for Options {
         Options {
             event_idx: true,
             buf_alloc: 64 << 10,
-            base: 0,
+            bases: [0; 3],
         }
     }
 }
@@ -66,9 +66,9 @@ impl Device {
         let (commands, receiver) = channel();
         let wake = Arc::new(EventFd::new().unwrap());
         let complaints = Arc::<Mutex<Vec<String>>>::default();
-        let [rx, tx, event] = guest
-            .queues()
-            .map(|q| Side::new(guest.space(), q, &options));
+        let [rx, tx, event] = guest.queues();
+        let [rx, tx, event] = [(rx, 0), (tx, 1), (event, 2)]
+            .map(|(queue, i)| Side::new(guest.space(), queue, &options, options.bases[i]));
         let mut worker = Worker {
             cid: guest.cid(),
             rx,
@@ -148,8 +148,7 @@ struct Chain {
 }
 
 impl Side {
-    fn new(space: &Arc<AddressSpace>, setup: QueueSetup, options: &Options) -> Side {
-        let base = options.base;
+    fn new(space: &Arc<AddressSpace>, setup: QueueSetup, options: &Options, base: u16) -> Side {
         Side {
             space: space.clone(),
             setup,
