@@ -26,7 +26,8 @@ use crate::table::Report;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const SILENCE: Duration = Duration::from_secs(240);
 const LIFE: Duration = Duration::from_secs(1200);
-const CONSOLE_LINES: usize = 25;
+/// Enough for a panic with its registers and stack.
+const CONSOLE_LINES: usize = 45;
 
 /// What to ask every machine for.
 #[derive(Clone, Debug, Default)]
@@ -145,12 +146,8 @@ impl Lab {
             let line = match machine.next_line() {
                 Ok(line) => line,
                 Err(end) => {
-                    report.fail(
-                        "boot",
-                        "@done",
-                        &end.to_string(),
-                        &boot.last_words(CONSOLE_LINES),
-                    );
+                    let detail = format!("{}; {}", end.explain(), boot.last_words(CONSOLE_LINES));
+                    report.fail("boot", "done", &end.to_string(), &detail);
                     return Ok(());
                 }
             };
