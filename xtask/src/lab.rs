@@ -191,7 +191,6 @@ pub fn target_directory() -> PathBuf {
 
 fn build_init() -> Result<Vec<u8>> {
     eprintln!("building the lab's program");
-    let rustflags = format!("target.{TARGET}.rustflags=[\"-C\", \"target-feature=+crt-static\"]");
     process::show(
         Command::new("cargo")
             .current_dir(workspace())
@@ -204,7 +203,9 @@ fn build_init() -> Result<Vec<u8>> {
                 "--target",
                 TARGET,
             ])
-            .args(["--config", &rustflags]),
+            // Of all ways to pass flags the one that nothing set outside
+            // overrides; with --target it leaves build scripts alone.
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
     )
     .context("cannot build the lab's program")?;
     let program = target_directory().join(TARGET).join("release/lab");
