@@ -14,6 +14,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 use tempfile::TempDir;
@@ -21,6 +22,9 @@ use tempfile::TempDir;
 use crate::process;
 
 const SUMS: &str = "SHA256SUMS";
+const UNFINISHED: &str = ".unfinished-";
+/// No download or build takes this long; whoever made it was interrupted.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// The directory that holds what the lab downloaded and built.
 #[derive(Clone, Debug)]
@@ -54,6 +58,7 @@ impl Cache {
         let root = root
             .canonicalize()
             .with_context(|| format!("cannot resolve {}", root.display()))?;
+        sweep(&root)?;
         Ok(Self { root })
     }
 
@@ -78,7 +83,7 @@ impl Cache {
     /// When it cannot be made.
     pub fn temporary(&self) -> Result<TempDir> {
         tempfile::Builder::new()
-            .prefix(".unfinished-")
+            .prefix(UNFINISHED)
             .tempdir_in(&self.root)
             .with_context(|| format!("cannot write to the cache {}", self.root.display()))
     }
@@ -177,6 +182,21 @@ impl Cache {
     }
 }
 
+/// Removes what interrupted runs left.
+fn sweep(root: &Path) -> Result<()> {
+    let entries = fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let age = entry.metadata().and_then(|m| m.modified()).ok();
+        let age = age.and_then(|time| time.elapsed().ok()).unwrap_or_default();
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) && age > ABANDONED {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// The SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
@@ -227,6 +247,18 @@ mod tests {
             }
             assert_eq!(cache.verified_directory("images/k"), None, "{damage}");
         }
+    }
+
+    #[test]
+    fn what_an_interrupted_run_left_is_swept_later() {
+        let (_place, cache) = cache();
+        let fresh = cache.temporary().unwrap().keep();
+        let old = cache.temporary().unwrap().keep();
+        fs::write(old.join("half"), "x").unwrap();
+        process::run(Command::new("touch").args(["-d", "2 days ago"]).arg(&old)).unwrap();
+        Cache::at(cache.path("")).unwrap();
+        assert!(fresh.exists());
+        assert!(!old.exists());
     }
 
     #[test]

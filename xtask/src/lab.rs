@@ -26,7 +26,8 @@ use crate::table::Report;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const SILENCE: Duration = Duration::from_secs(240);
 const LIFE: Duration = Duration::from_secs(1200);
-const CONSOLE_LINES: usize = 25;
+/// Enough for a panic with its registers and stack.
+const CONSOLE_LINES: usize = 45;
 
 /// What to ask every machine for.
 #[derive(Clone, Debug, Default)]
@@ -145,12 +146,8 @@ impl Lab {
             let line = match machine.next_line() {
                 Ok(line) => line,
                 Err(end) => {
-                    report.fail(
-                        "boot",
-                        "@done",
-                        &end.to_string(),
-                        &boot.last_words(CONSOLE_LINES),
-                    );
+                    let detail = format!("{}; {}", end.explain(), boot.last_words(CONSOLE_LINES));
+                    report.fail("boot", "done", &end.to_string(), &detail);
                     return Ok(());
                 }
             };
@@ -194,7 +191,6 @@ pub fn target_directory() -> PathBuf {
 
 fn build_init() -> Result<Vec<u8>> {
     eprintln!("building the lab's program");
-    let rustflags = format!("target.{TARGET}.rustflags=[\"-C\", \"target-feature=+crt-static\"]");
     process::show(
         Command::new("cargo")
             .current_dir(workspace())
@@ -207,7 +203,9 @@ fn build_init() -> Result<Vec<u8>> {
                 "--target",
                 TARGET,
             ])
-            .args(["--config", &rustflags]),
+            // Of all ways to pass flags the one that nothing set outside
+            // overrides; with --target it leaves build scripts alone.
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
     )
     .context("cannot build the lab's program")?;
     let program = target_directory().join(TARGET).join("release/lab");

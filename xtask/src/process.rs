@@ -29,7 +29,8 @@ pub fn output(command: &mut Command) -> Result<String> {
     if !result.status.success() {
         let said = format!("{stdout}{}", String::from_utf8_lossy(&result.stderr));
         bail!(
-            "{command:?} ended with {}:\n{}",
+            "{} ended with {}:\n{}",
+            describe(command),
             result.status,
             tail(&said, 20)
         );
@@ -59,9 +60,24 @@ pub fn show(command: &mut Command) -> Result<()> {
         .status()
         .with_context(|| format!("cannot start {program:?}; is it installed?"))?;
     if !status.success() {
-        bail!("{command:?} ended with {status}");
+        bail!("{} ended with {status}", describe(command));
     }
     Ok(())
+}
+
+/// The command as a person would name it: apt's many `-o` settings are left
+/// out, since they tell nothing about what went wrong.
+fn describe(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy()];
+    let mut arguments = command.get_args();
+    while let Some(argument) = arguments.next() {
+        if argument == "-o" {
+            arguments.next();
+        } else {
+            words.push(argument.to_string_lossy());
+        }
+    }
+    words.join(" ")
 }
 
 /// The last lines of a text, without blank ones.
@@ -95,6 +111,13 @@ mod tests {
         assert!(text.contains("reason"), "{text}");
         let error = run(&mut Command::new("no-such-program-here")).unwrap_err();
         assert!(format!("{error:#}").contains("no-such-program-here"));
+    }
+
+    #[test]
+    fn settings_are_not_part_of_the_name() {
+        let mut command = Command::new("apt-get");
+        command.args(["-o", "Dir::Cache=/x", "-q", "update"]);
+        assert_eq!(describe(&command), "apt-get -q update");
     }
 
     #[test]

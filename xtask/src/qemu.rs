@@ -129,13 +129,25 @@ pub enum End {
     TooLong,
 }
 
+impl End {
+    /// The sentence for a person.
+    pub fn explain(self) -> &'static str {
+        match self {
+            Self::Exited => "the machine ended before it said that it was done",
+            Self::NoBoot => "the kernel did not reach init in time",
+            Self::Silent => "the machine said nothing for too long",
+            Self::TooLong => "the machine took too long as a whole",
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Exited => "the machine ended before it said that it was done",
-            Self::NoBoot => "the kernel did not reach init in time",
-            Self::Silent => "the machine went silent",
-            Self::TooLong => "the machine took too long as a whole",
+            Self::Exited => "ended early",
+            Self::NoBoot => "no boot",
+            Self::Silent => "silence",
+            Self::TooLong => "no end",
         })
     }
 }
