@@ -120,7 +120,7 @@ fn rule_1_the_calls_come_in_the_order_the_kernel_needs() {
                 );
                 assert!(last(name::WRITE).unwrap() < running, "{kernel} {mode}");
             }
-            bench.device.stop().unwrap();
+            bench.device.reset().unwrap();
         }
     }
 }
@@ -233,7 +233,7 @@ fn rule_2_the_memory_table_is_set_in_every_mode_and_every_time() {
             drop(bench.activate(addressing.clone()).unwrap());
             let table = Call::SetMemTable(bench.memory.clone());
             assert!(bench.kernel.calls().contains(&table), "{addressing:?}");
-            bench.device.stop().unwrap();
+            bench.device.reset().unwrap();
         }
     }
 }
@@ -752,7 +752,7 @@ fn rule_7_a_refused_invalidation_is_an_error_and_can_be_repeated() {
 
 /// A monitor may outlive its activation by a moment; a window outlives many.
 #[test]
-fn rule_7_the_service_of_a_stopped_activation_leaves_the_next_one_alone() {
+fn rule_7_the_service_of_an_ended_activation_leaves_the_next_one_alone() {
     let mut bench = overloaded();
     let old = bench.window();
     let mut old_monitor = bench.activate(Addressing::Restricted(old.clone())).unwrap();
@@ -792,9 +792,9 @@ fn rule_7_a_window_serves_one_running_device() {
     let hole = pages(LOW, 1);
     window.unshare(hole).unwrap();
     assert!(!first.kernel.holds(iovas(hole)));
-    // Once the first has stopped it is free, though its monitor lingers.
+    // Once the first is reset it is free, though its monitor lingers.
     window.share(hole).unwrap();
-    first.device.stop().unwrap();
+    first.device.reset().unwrap();
     drop(second.activate(addressing).unwrap());
     drop(monitor);
 }

@@ -14,10 +14,10 @@ use crosvm_vsock::compat::{CompatError, IotlbBit, KernelKind, Mode};
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::features::{Feature, FeatureSet};
 use crosvm_vsock::kernel::{
-    Access, Activation, Addressing, Error, QueueIndex, ShareError, VhostVsock, Window,
+    Access, Activation, Addressing, Error, Monitor, QueueIndex, ShareError, VhostVsock, Window,
 };
 use crosvm_vsock::memory::{MemoryMap, Region, PAGE};
-use model_kernel::bench::{pages, HIGH, LOW, REGION_SIZE};
+use model_kernel::bench::{iovas, pages, HIGH, LOW, REGION_SIZE};
 use model_kernel::{name, Bench, Call, Host, ModelKernel, Outcome, Place};
 
 const QUEUES: [QueueIndex; 2] = QueueIndex::ALL;
@@ -67,7 +67,7 @@ fn a_running_device_can_be_owned_again_stopped_and_reset_but_not_activated() {
     bench.assert_flows(&mut monitor, Mode::Identity);
 
     bench.device.stop().unwrap();
-    assert!(!bench.device.is_running() && bench.kernel.is_quiet());
+    assert!(!bench.device.is_running() && bench.kernel.is_cut_off());
     assert!(bench.device.iotlb().is_none());
     drop(bench.activate(Addressing::Identity).unwrap());
     bench.device.reset().unwrap();
@@ -138,7 +138,7 @@ fn an_activation_that_fails_at_any_call_can_be_repeated() {
                 // After another mode, so that a sticky IOTLB is on already.
                 let mut bench = Bench::new(model());
                 drop(bench.activate(Addressing::Identity).unwrap());
-                bench.device.stop().unwrap();
+                bench.device.reset().unwrap();
                 bench.kernel.forget_calls();
 
                 let addressing = bench.addressings()[at].clone();
@@ -156,7 +156,7 @@ fn an_activation_that_fails_at_any_call_can_be_repeated() {
                         // Only the question whether the IOTLB stayed on may fail.
                         let asked = mode == Mode::Off && failed.name() == name::WRITE;
                         assert!(asked, "{when}, and nobody noticed");
-                        bench.device.stop().unwrap();
+                        bench.device.reset().unwrap();
                     }
                     Err(error) => {
                         let text = error.to_string();
@@ -195,22 +195,41 @@ fn a_start_that_cannot_even_be_undone_can_be_repeated() {
     }
 }
 
+/// One call fails, whichever: then the queues are stopped for good, or the call
+/// did not matter and the device goes on.
 #[test]
-fn a_failed_stop_can_be_repeated() {
-    for (call, skip) in [
-        (name::SET_RUNNING, 0),
-        (name::GET_VRING_BASE, 0),
-        (name::GET_VRING_BASE, 1),
-    ] {
-        let mut bench = overloaded();
-        let mut monitor = bench.activate(Addressing::Identity).unwrap();
-        bench.assert_flows(&mut monitor, Mode::Identity);
-        bench.kernel.fail(call, skip, libc::EIO);
-        let error = bench.device.stop().unwrap_err().to_string();
-        assert!(error.contains(call), "{error}");
-        assert!(bench.device.is_running());
-        assert_eq!(bench.device.stop().unwrap(), [1, 1]);
-        assert!(bench.kernel.is_quiet());
+fn a_stop_that_fails_at_any_call_leaves_no_queue_on_guest_memory() {
+    for at in 0..4 {
+        for failing in 0.. {
+            let mut bench = overloaded();
+            let addressing = bench.addressings()[at].clone();
+            let mode = addressing.mode();
+            let mut monitor = bench.activate(addressing.clone()).unwrap();
+            bench.assert_flows(&mut monitor, mode);
+            bench.kernel.forget_calls();
+            bench.kernel.fail_any(failing, libc::EFAULT);
+            let result = bench.device.stop();
+            if bench.kernel.has_faults() {
+                assert!(failing > 3, "{mode}: {failing} calls in all");
+                break;
+            }
+            let failed = bench.kernel.calls()[failing].clone();
+            let when = format!("{mode}: {failed:?} failed");
+            assert!(!bench.device.is_running(), "{when}");
+            match result {
+                Ok(bases) => {
+                    let unbound = matches!(
+                        failed,
+                        Call::SetVringKick(..) | Call::SetVringCall(..) | Call::SetVringErr(..)
+                    );
+                    assert!(unbound, "{when}, and nobody noticed");
+                    assert_eq!(bases, [1, 1], "{when}");
+                }
+                Err(_) => assert!(bench.kernel.is_quiet(), "{when}"),
+            }
+            let mut monitor = bench.activate(addressing).unwrap();
+            bench.assert_flows(&mut monitor, mode);
+        }
     }
 }
 
@@ -263,32 +282,137 @@ fn a_cid_in_use_is_refused_by_number_and_free_again_afterwards() {
 
 // Stop and resume.
 
-#[test]
-fn a_stopped_device_goes_on_where_it_was() {
-    let mut bench = overloaded();
-    for addressing in bench.addressings() {
-        let mode = addressing.mode();
-        let mut monitor = bench.activate(addressing.clone()).unwrap();
-        bench.assert_flows(&mut monitor, mode);
-        let [_, tx] = Place::of(mode);
-        bench.transfer(&mut monitor, QueueIndex::Tx, tx.buffer, PAGE);
-        let bases = bench.device.stop().unwrap();
-        assert_eq!(bases, [1, 2], "{mode}");
+/// Goes on from where `bases` says.
+fn resume(bench: &mut Bench, addressing: Addressing, bases: [u16; 2]) -> Result<Monitor, Error> {
+    bench.activate_with(addressing, |activation| {
+        for (queue, base) in activation.queues.iter_mut().zip(bases) {
+            queue.base = base;
+        }
+    })
+}
 
-        bench.kernel.forget_calls();
-        let mut monitor = bench
-            .activate_with(addressing, |activation| {
-                for (queue, base) in activation.queues.iter_mut().zip(bases) {
-                    queue.base = base;
-                }
-            })
-            .unwrap();
+#[test]
+fn a_stopped_device_touches_nothing_and_goes_on_where_it_was() {
+    for (kernel, model) in Bench::kernels() {
+        let mut bench = Bench::new(model);
+        for addressing in bench.addressings() {
+            let mode = addressing.mode();
+            let mut monitor = bench.activate(addressing.clone()).unwrap();
+            bench.assert_flows(&mut monitor, mode);
+            let [rx, tx] = Place::of(mode);
+            bench.transfer(&mut monitor, QueueIndex::Tx, tx.buffer, PAGE);
+            let bases = bench.device.stop().unwrap();
+            assert_eq!(bases, [1, 2], "{kernel} {mode}");
+            assert!(bench.kernel.is_cut_off(), "{kernel} {mode}");
+            for (queue, place) in QUEUES.into_iter().zip([rx, tx]) {
+                let outcome = bench.kernel.access(queue, place.buffer, PAGE, Access::Read);
+                assert!(!matches!(outcome, Outcome::Done(_)), "{kernel} {mode}");
+            }
+            // The lingering monitor answers nothing.
+            monitor.handle();
+            assert!(bench.kernel.is_cut_off(), "{kernel} {mode}");
+
+            bench.kernel.forget_calls();
+            let mut monitor = resume(&mut bench, addressing.clone(), bases).unwrap();
+            let told = bench.kernel.calls();
+            let anew = [name::SET_FEATURES, name::SET_RUNNING, name::SET_GUEST_CID];
+            assert!(
+                told.iter().all(|call| !anew.contains(&call.name())),
+                "{kernel} {mode}: the host's programs would notice {told:?}"
+            );
+            bench.assert_flows(&mut monitor, mode);
+            assert_eq!(bench.device.stop().unwrap(), [2, 3], "{kernel} {mode}");
+            bench.device.reset().unwrap();
+        }
+    }
+}
+
+/// As after a snapshot: the bases come from elsewhere.
+#[test]
+fn a_fresh_device_goes_on_where_another_was() {
+    for addressing in overloaded().addressings() {
+        let mode = addressing.mode();
+        let mut bench = overloaded();
+        let addressing = match addressing {
+            // A window follows one device.
+            Addressing::Restricted(_) => Addressing::Restricted(bench.window()),
+            other => other,
+        };
+        let mut monitor = resume(&mut bench, addressing, [5, 6]).unwrap();
         let calls = bench.kernel.calls();
-        for (queue, base) in QUEUES.into_iter().zip(bases) {
+        for (queue, base) in QUEUES.into_iter().zip([5, 6]) {
             assert!(calls.contains(&Call::SetVringBase(queue, base)), "{mode}");
         }
         bench.assert_flows(&mut monitor, mode);
-        assert_eq!(bench.device.stop().unwrap(), [2, 3], "{mode}");
+        assert_eq!(bench.device.stop().unwrap(), [6, 7], "{mode}");
+    }
+}
+
+#[test]
+fn a_resume_that_fails_at_any_call_can_be_repeated() {
+    for at in 0..4 {
+        for failing in 0.. {
+            let mut bench = overloaded();
+            let addressing = bench.addressings()[at].clone();
+            let mode = addressing.mode();
+            drop(bench.activate(addressing.clone()).unwrap());
+            let bases = bench.device.stop().unwrap();
+            bench.kernel.forget_calls();
+            bench.kernel.fail_any(failing, libc::EFAULT);
+            let result = resume(&mut bench, addressing.clone(), bases);
+            if bench.kernel.has_faults() {
+                assert!(failing > 7, "{mode}: {failing} calls in all");
+                break;
+            }
+            let when = format!("{mode}: {:?} failed", bench.kernel.calls()[failing]);
+            assert!(result.is_err(), "{when}, and nobody noticed");
+            assert!(!bench.device.is_running(), "{when}");
+            assert!(bench.kernel.is_quiet(), "{when}");
+            let mut monitor = resume(&mut bench, addressing, bases).unwrap();
+            bench.assert_flows(&mut monitor, mode);
+        }
+    }
+}
+
+/// What was unshared while the device was stopped stays out of reach, what was
+/// shared is there.
+#[test]
+fn a_window_that_changed_while_stopped_is_followed_on_resume() {
+    let mut bench = overloaded();
+    let window = bench.window();
+    let addressing = Addressing::Restricted(window.clone());
+    drop(bench.activate(addressing.clone()).unwrap());
+    let bases = bench.device.stop().unwrap();
+    let (closed, opened) = (
+        pages(Gpa(LOW.raw() + 8 * PAGE), 1),
+        pages(Gpa(LOW.raw() + 40 * PAGE), 1),
+    );
+    window.unshare(closed).unwrap();
+    window.share(opened).unwrap();
+    assert!(bench.kernel.is_cut_off());
+    let mut monitor = resume(&mut bench, addressing, bases).unwrap();
+    assert!(!bench.kernel.holds(iovas(closed)));
+    let at = BusAddr(opened.first().raw());
+    let outcome = bench.transfer(&mut monitor, QueueIndex::Tx, at, PAGE);
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+}
+
+/// Whatever differs from before the stop, the device starts from scratch.
+#[test]
+fn a_stopped_device_starts_anew_in_another_mode() {
+    for (kernel, model) in Bench::kernels() {
+        let mut bench = Bench::new(model);
+        for first in bench.addressings() {
+            for second in bench.addressings() {
+                drop(bench.activate(first.clone()).unwrap());
+                let bases = bench.device.stop().unwrap();
+                let mode = second.mode();
+                let mut monitor = resume(&mut bench, second, bases)
+                    .unwrap_or_else(|error| panic!("{kernel} {first:?} {mode}: {error}"));
+                bench.assert_flows(&mut monitor, mode);
+                bench.device.reset().unwrap();
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::iotlb::translator::ShareError;
-use super::iotlb::IotlbError;
+use super::iotlb::{Denial, IotlbError};
 use super::queue::{QueueError, QueueIndex};
 use crate::address::GuestCid;
 use crate::compat::CompatError;
@@ -67,12 +67,18 @@ pub enum Error {
     /// The IOTLB service failed.
     #[error(transparent)]
     Iotlb(#[from] IotlbError),
+    /// A queue that was stopped waits for an address that it may not have.
+    #[error("a queue cannot go on: the guest's {} access to IOVA {} is outside of what it shared", .0.access, .0.iova)]
+    Denied(Denial),
     /// Another device has the CID.
     #[error("CID {0} is in use by another vsock device of this host: choose another")]
     CidInUse(GuestCid),
     /// A call that has no meaning of its own here failed.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// Address space for a stopped device's rings could not be reserved.
+    #[error("the queues cannot be stopped: no address space is left to move their rings to")]
+    Reserve(#[source] io::Error),
     /// An eventfd could not be made, cloned or signalled.
     #[error("an event descriptor failed: {0}")]
     Event(#[source] io::Error),

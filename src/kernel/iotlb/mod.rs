@@ -50,16 +50,31 @@ pub struct Iotlb {
     memory: MemoryMap,
     translator: Arc<dyn Translator>,
     format: MessageFormat,
-    held: Mutex<Held>,
+    mirror: Mutex<Mirror>,
     counters: Counters,
     complaints: RateLimit,
 }
 
-#[derive(Debug)]
-struct Held {
+/// What the kernel was told.
+struct Mirror {
     table: Table,
+    /// The device is stopped: the kernel is told nothing.
+    closed: bool,
     /// The activation has ended: the descriptor is another's now.
     over: bool,
+    /// Misses read while closed. Since 7.x a queue asks for nothing else before
+    /// its last miss is answered (`vhost_iotlb_miss`): they must not be lost.
+    unanswered: Vec<Miss>,
+}
+
+impl Mirror {
+    /// What was asked while closed, once open again.
+    fn overdue(&mut self) -> Vec<Miss> {
+        match self.closed || self.over {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.unanswered),
+        }
+    }
 }
 
 impl std::fmt::Debug for Iotlb {
@@ -145,9 +160,11 @@ impl Iotlb {
             memory,
             translator,
             format,
-            held: Mutex::new(Held {
+            mirror: Mutex::new(Mirror {
                 table: Table::new(table_limit),
+                closed: false,
                 over: false,
+                unanswered: Vec::new(),
             }),
             counters: Counters::default(),
             complaints: RateLimit::default(),
@@ -169,28 +186,41 @@ impl Iotlb {
 
     /// Tells the kernel all that the translator gives in advance.
     pub(super) fn preload(&self) -> Result<(), IotlbError> {
-        let table = &mut self.lock().table;
+        let mut mirror = self.lock();
         let mut commands = Vec::new();
-        if let Some(all) = Range::inclusive(Iova(0), Iova(u64::MAX)) {
-            self.map_preloads(table, all, &mut commands);
-        }
+        self.map_preloads(&mut mirror.table, Range::everything(), &mut commands);
         self.send(&commands)
+    }
+
+    /// Takes everything back: no queue reaches any memory when this returns, and
+    /// no miss is answered before [`open`](Self::open).
+    pub(super) fn close(&self) -> Result<(), IotlbError> {
+        let mut mirror = self.lock();
+        mirror.closed = true;
+        let mut commands = Vec::new();
+        mirror.table.unmap(Range::everything(), &mut commands);
+        self.send(&commands)
+    }
+
+    /// Goes on after [`close`](Self::close), with nothing mapped.
+    pub(super) fn open(&self) {
+        self.lock().closed = false;
     }
 
     /// Makes sure that the kernel can read and write all of `range`; `false` when
     /// the translator does not let it.
     pub(super) fn require(&self, range: Range<Iova>) -> Result<bool, IotlbError> {
-        let table = &mut self.lock().table;
+        let mut mirror = self.lock();
         let mut next = range.first();
         loop {
-            let mapping = match table.covering(next) {
+            let mapping = match mirror.table.covering(next) {
                 Some(mapping) => mapping,
                 None => {
                     let Some(mapping) = self.translate(next) else {
                         return Ok(false);
                     };
                     let mut commands = Vec::new();
-                    table.map(mapping, &mut commands);
+                    mirror.table.map(mapping, &mut commands);
                     self.send(&commands)?;
                     mapping
                 }
@@ -209,10 +239,15 @@ impl Iotlb {
     /// were denied.
     pub fn serve(&self) -> Result<Vec<Denial>, IotlbError> {
         let mut denials = Vec::new();
+        let mut mirror = self.lock();
+        for miss in mirror.overdue() {
+            denials.extend(self.answer(&mut mirror, miss)?);
+        }
+        drop(mirror);
         for _ in 0..BATCH {
             // Read under the lock too: what comes after the end is not ours.
-            let mut held = self.lock();
-            if held.over {
+            let mut mirror = self.lock();
+            if mirror.over {
                 break;
             }
             let mut bytes = [0; MESSAGE_SIZE];
@@ -220,7 +255,7 @@ impl Iotlb {
                 break;
             };
             match Miss::parse(&bytes[..filled.min(MESSAGE_SIZE)]) {
-                Ok(miss) => denials.extend(self.answer(&mut held.table, miss)?),
+                Ok(miss) => denials.extend(self.answer(&mut mirror, miss)?),
                 Err(error) => {
                     count(&self.counters.malformed);
                     if self.complaints.allow() {
@@ -234,16 +269,16 @@ impl Iotlb {
 
     /// The translation of `range` has changed: the kernel forgets what it held
     /// there and is told what the translator now gives in advance. When this
-    /// returns, no queue uses the old translation. Does nothing once the
-    /// activation has ended.
+    /// returns, no queue uses the old translation. Does nothing while the device is
+    /// stopped or once the activation has ended.
     pub fn changed(&self, range: Range<Iova>) -> Result<(), IotlbError> {
-        let mut held = self.lock();
-        if held.over {
+        let mut mirror = self.lock();
+        if mirror.closed || mirror.over {
             return Ok(());
         }
         let mut commands = Vec::new();
-        held.table.unmap(range, &mut commands);
-        self.map_preloads(&mut held.table, range, &mut commands);
+        mirror.table.unmap(range, &mut commands);
+        self.map_preloads(&mut mirror.table, range, &mut commands);
         self.send(&commands)
     }
 
@@ -252,31 +287,31 @@ impl Iotlb {
         self.lock().over
     }
 
-    /// From now on the kernel hears nothing of this service: whoever still holds
-    /// it cannot reach into the next activation.
-    fn end(&self) {
-        self.lock().over = true;
-    }
-
     /// What the service has done so far.
     pub fn stats(&self) -> Stats {
-        let held = self.lock();
+        let table = &self.lock().table;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             misses: load(&self.counters.misses),
             repeats: load(&self.counters.repeats),
             updates: load(&self.counters.updates),
             invalidations: load(&self.counters.invalidations),
-            evictions: held.table.evictions(),
+            evictions: table.evictions(),
             denials: load(&self.counters.denials),
             malformed: load(&self.counters.malformed),
-            entries: held.table.held() as u64,
+            entries: table.held() as u64,
         }
     }
 
-    fn answer(&self, table: &mut Table, miss: Miss) -> Result<Option<Denial>, IotlbError> {
+    fn answer(&self, mirror: &mut Mirror, miss: Miss) -> Result<Option<Denial>, IotlbError> {
         let Miss { iova, access } = miss;
         count(&self.counters.misses);
+        if mirror.closed {
+            if mirror.unanswered.len() < BATCH && !mirror.unanswered.contains(&miss) {
+                mirror.unanswered.push(miss);
+            }
+            return Ok(None);
+        }
         let mapping = self.translate(iova);
         let Some(mapping) = mapping.filter(|mapping| mapping.access.allows(access)) else {
             count(&self.counters.denials);
@@ -285,11 +320,11 @@ impl Iotlb {
             }
             return Ok(Some(Denial { iova, access }));
         };
-        if table.covering(iova).is_some() {
+        if mirror.table.covering(iova).is_some() {
             count(&self.counters.repeats);
         }
         let mut commands = Vec::new();
-        table.map(mapping, &mut commands);
+        mirror.table.map(mapping, &mut commands);
         debug!(
             "vhost-vsock: miss at IOVA {iova} ({access}), mapped {}",
             mapping.range
@@ -364,18 +399,20 @@ impl Iotlb {
         self.kernel.receive(bytes).map_err(IotlbError::Receive)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Mirror> {
+        self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The hold that an activation has on its service, which ends with it.
+/// The hold that an activation has on its service. When it lets go, the kernel
+/// hears nothing more of the service: a window or a monitor that still has it
+/// cannot reach into the next activation.
 #[derive(Debug)]
-pub(super) struct Active(pub(super) Arc<Iotlb>);
+pub(super) struct Service(pub(super) Arc<Iotlb>);
 
-impl Drop for Active {
+impl Drop for Service {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.lock().over = true;
     }
 }
 

@@ -123,6 +123,7 @@ impl Bench {
         vec![
             ("6.1", new(KernelKind::Overloaded).sticky()),
             ("6.12", new(KernelKind::Overloaded)),
+            ("7.3", new(KernelKind::Overloaded).asks_once()),
             ("6.1 split", new(KernelKind::Split).sticky()),
             ("6.12 split", new(KernelKind::Split)),
             ("6.1 splitcompat", new(KernelKind::SplitCompat).sticky()),

@@ -5,6 +5,7 @@
 use crosvm_vsock::address::{Address, BusAddr, Gpa, Hva, Iova, Range};
 use crosvm_vsock::features::Feature;
 use crosvm_vsock::kernel::{Access, QueueIndex};
+use crosvm_vsock::memory::MemoryMap;
 
 use crate::iotlb::Hole;
 use crate::kernel::ModelKernel;
@@ -62,7 +63,10 @@ impl crate::state::State {
             return Outcome::SilentStall;
         }
         let Some(table) = &self.iotlb else {
-            return self.handle_untranslated(queue, at, size);
+            return match self.reaches_rings(queue) {
+                true => self.handle_untranslated(queue, at, size),
+                false => self.refuse(queue, libc::EFAULT),
+            };
         };
         let rings = vring.rings(self.acked.has(Feature::EVENT_IDX));
         for (ring, ring_perm) in rings {
@@ -85,6 +89,21 @@ impl crate::state::State {
             Ok(Err(Hole::Forbidden)) => self.refuse(queue, libc::EPERM),
             Err(_) => self.refuse(queue, libc::EFAULT),
         }
+    }
+
+    /// Whether a handler could use a byte of one of its rings.
+    pub(crate) fn reaches_rings(&self, queue: QueueIndex) -> bool {
+        let event_idx = self.acked.has(Feature::EVENT_IDX);
+        let rings = self.vrings[index(queue)].rings(event_idx);
+        rings.iter().any(|(ring, _)| match &self.iotlb {
+            Some(table) => table.entries().iter().any(|old| old.range.overlaps(ring)),
+            None => ring.at(Hva(ring.first().raw())).is_some_and(|host| {
+                let regions = self.memory.iter().flat_map(MemoryMap::regions);
+                regions
+                    .into_iter()
+                    .any(|region| region.hva().overlaps(&host))
+            }),
+        })
     }
 
     /// Without the IOTLB a descriptor's address is looked up in the memory table.

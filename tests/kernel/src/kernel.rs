@@ -49,6 +49,12 @@ impl ModelKernel {
         self.with(|state| state.traits.sticky = true)
     }
 
+    /// A kernel whose queues ask for nothing more before their last miss is
+    /// answered, as since 7.x.
+    pub fn asks_once(self) -> Self {
+        self.with(|state| state.traits.asks_once = true)
+    }
+
     /// A kernel of kind SplitCompat whose separate bit alone asks for the IOTLB too.
     pub fn alias(self) -> Self {
         self.with(|state| state.traits.alias = true)
@@ -179,10 +185,25 @@ impl ModelKernel {
 
     /// Whether no queue is started, and none has an eventfd bound.
     pub fn is_quiet(&self) -> bool {
-        self.state().vrings.iter().all(|vring| {
-            let bound = vring.kick.is_some() || vring.call.is_some() || vring.error.is_some();
-            !vring.backend && !bound
-        })
+        !self.state().running() && !self.has_events()
+    }
+
+    /// Whether no queue can reach a ring, started or not, and none has an eventfd
+    /// bound.
+    pub fn is_cut_off(&self) -> bool {
+        let state = self.state();
+        let cut_off = QueueIndex::ALL
+            .into_iter()
+            .all(|queue| !state.vrings[index(queue)].backend || !state.reaches_rings(queue));
+        drop(state);
+        cut_off && !self.has_events()
+    }
+
+    fn has_events(&self) -> bool {
+        self.state()
+            .vrings
+            .iter()
+            .any(|vring| vring.kick.is_some() || vring.call.is_some() || vring.error.is_some())
     }
 
     /// The CID that the descriptor has.

@@ -7,7 +7,8 @@
 //! far as a caller can tell:
 //!
 //! - the four kinds of kernel, the IOTLB that stays on (6.1) or goes off with its
-//!   bit (6.12, which then also forgets the ring addresses);
+//!   bit (6.12, which then also forgets the ring addresses), the queue that asks
+//!   for one address at a time (7.x);
 //! - owner, feature, memory table and vring checks with the kernel's own errors;
 //! - `VHOST_VSOCK_SET_RUNNING`'s synchronous look at both used rings;
 //! - the IOTLB's table with its overlaps, whole-entry invalidation and silent

@@ -41,6 +41,8 @@ pub(crate) struct Traits {
     pub(crate) offered: FeatureSet,
     pub(crate) sticky: bool,
     pub(crate) iotlb_limit: usize,
+    /// A queue asks for one address at a time (`vq->iotlb_miss`).
+    pub(crate) asks_once: bool,
     /// The separate bit turns the IOTLB on as well, on a kernel of kind SplitCompat.
     pub(crate) alias: bool,
 }
@@ -80,6 +82,7 @@ impl State {
                 offered: OFFERED,
                 sticky: false,
                 iotlb_limit: IOTLB_LIMIT,
+                asks_once: false,
                 alias: false,
             },
             owner: None,
@@ -139,6 +142,11 @@ impl State {
 
     /// `vhost_iotlb_miss`: the caller updates the descriptor's readiness.
     pub(crate) fn miss(&mut self, queue: QueueIndex, iova: Iova, perm: u8) {
+        let unread = self.unread.iter().filter_map(|unread| unread.queue);
+        let mut asked = unread.chain(self.pending.iter().copied());
+        if self.traits.asks_once && asked.any(|(other, _)| other == queue) {
+            return;
+        }
         let v2 = self.backend_features & MSG_V2 != 0;
         let message = Message {
             version: if v2 { 2 } else { 1 },
