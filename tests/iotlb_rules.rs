@@ -1118,6 +1118,32 @@ fn rule_11_a_denied_miss_is_counted_reported_and_not_answered() {
     }
 }
 
+/// Since 7.x a queue asks for nothing more before its last miss is answered, which
+/// a denied one never is.
+#[test]
+fn rule_11_a_denied_queue_asks_again_after_a_reset() {
+    for (kernel, model) in Bench::kernels() {
+        let mut bench = Bench::new(model);
+        let table = page_table(&bench);
+        let addressing = Addressing::Translated(table);
+        let mut monitor = bench.activate(addressing.clone()).unwrap();
+        let nowhere = BusAddr(8 * PAGE);
+        for queue in QUEUES {
+            let outcome = bench.kernel.access(queue, nowhere, PAGE, Access::Read);
+            assert_eq!(outcome, Outcome::Missed, "{kernel}");
+        }
+        assert_eq!(monitor.handle().len(), 2, "{kernel}");
+        for stop in [false, true] {
+            if stop {
+                bench.device.stop().unwrap();
+            }
+            bench.device.reset().unwrap();
+            let mut monitor = bench.activate(addressing.clone()).unwrap();
+            bench.assert_flows(&mut monitor, Mode::Translated);
+        }
+    }
+}
+
 #[test]
 fn rule_11_a_flood_of_denied_misses_yields_to_the_callers_loop() {
     let mut bench = overloaded();

@@ -77,6 +77,14 @@ impl<'a> Setup<'a> {
     pub(super) fn start(&self) -> Result<Started, Error> {
         let activation = self.activation;
         let mut plan = self.plan;
+        if plan.mode.wants_iotlb() {
+            // A queue whose last miss was denied asks for nothing more, in kernels
+            // since 7.x not even with a new IOTLB: only turning it off ends that
+            // (`vhost_clear_msg`).
+            let without = plan.features - activation.iotlb_bit.either();
+            let taken = self.kernel.set_features(without);
+            call(SET_FEATURES, None, taken)?;
+        }
         self.set_features(plan)?;
         if activation.messages == MessageFormat::V2 && plan.mode.wants_iotlb() {
             let accepted = self.kernel.set_backend_features(BACKEND_F_IOTLB_MSG_V2);
