@@ -18,7 +18,7 @@ use crosvm_vsock::kernel::{
 };
 use crosvm_vsock::memory::{MemoryMap, Region, PAGE};
 use model_kernel::bench::{iovas, pages, HIGH, LOW, REGION_SIZE};
-use model_kernel::{name, Bench, Call, Host, ModelKernel, Outcome, Place};
+use model_kernel::{name, Bench, Call, Host, ModelKernel, Outcome, PageTable, Place};
 
 const QUEUES: [QueueIndex; 2] = QueueIndex::ALL;
 
@@ -320,6 +320,10 @@ fn a_stopped_device_touches_nothing_and_goes_on_where_it_was() {
                 told.iter().all(|call| !anew.contains(&call.name())),
                 "{kernel} {mode}: the host's programs would notice {told:?}"
             );
+            for queue in QUEUES {
+                let mapped = bench.kernel.caches_rings(queue);
+                assert_eq!(mapped, bench.kernel.entries().is_some(), "{kernel} {mode}");
+            }
             bench.assert_flows(&mut monitor, mode);
             assert_eq!(bench.device.stop().unwrap(), [2, 3], "{kernel} {mode}");
             bench.device.reset().unwrap();
@@ -371,6 +375,44 @@ fn a_resume_that_fails_at_any_call_can_be_repeated() {
             let mut monitor = resume(&mut bench, addressing, bases).unwrap();
             bench.assert_flows(&mut monitor, mode);
         }
+    }
+}
+
+/// A monitor may read a miss just after the stop. Its queue is woken by the resume.
+#[test]
+fn what_was_asked_around_a_stop_is_answered_by_the_resume() {
+    for (kernel, model) in Bench::kernels() {
+        let mut bench = Bench::new(model);
+        let table = PageTable::scattered(&bench.memory);
+        let addressing = Addressing::Translated(Arc::new(table));
+        let mut monitor = bench.activate(addressing.clone()).unwrap();
+        let at = BusAddr(PageTable::BASE.raw() + 100 * PAGE);
+        let outcome = bench.kernel.access(QueueIndex::Tx, at, PAGE, Access::Read);
+        assert_eq!(outcome, Outcome::Missed);
+        let bases = bench.device.stop().unwrap();
+        assert!(monitor.handle().is_empty());
+        assert_eq!(bench.kernel.wakeups(QueueIndex::Tx), 0, "{kernel}");
+        let mut monitor = resume(&mut bench, addressing, bases).unwrap();
+        assert_eq!(bench.kernel.wakeups(QueueIndex::Tx), 1, "{kernel}");
+        let outcome = bench.transfer(&mut monitor, QueueIndex::Tx, at, PAGE);
+        assert!(matches!(outcome, Outcome::Done(_)), "{kernel}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_stopped_device_can_go_on_elsewhere_than_it_was() {
+    for addressing in overloaded().addressings() {
+        let mode = addressing.mode();
+        let mut bench = overloaded();
+        let addressing = match addressing {
+            Addressing::Restricted(_) => Addressing::Restricted(bench.window()),
+            other => other,
+        };
+        drop(bench.activate(addressing.clone()).unwrap());
+        bench.device.stop().unwrap();
+        let mut monitor = resume(&mut bench, addressing, [9, 11]).unwrap();
+        bench.assert_flows(&mut monitor, mode);
+        assert_eq!(bench.device.stop().unwrap(), [10, 12], "{mode}");
     }
 }
 
