@@ -10,9 +10,13 @@
 //! Limits: no packed rings, no MMIO transport, none of the methods of
 //! [`VirtioDevice`](virtio::VirtioDevice) for BARs, ACPI, shared memory and boot
 //! order.
+//!
+//! [`harness`] is this stand-in's own. crosvm has no such module, so only tests may
+//! use it.
 
 pub mod acpi;
 pub mod device_module;
+pub mod harness;
 mod irq_event;
 mod pci;
 pub mod virtio;

@@ -6,7 +6,10 @@
 //! crosvm asks the VM for the irqfds over a tube; here they are plain events, and
 //! the tube is kept and not used.
 
-use base::{Event, Result, Tube};
+use anyhow::{ensure, Result};
+use base::{Event, Tube};
+use serde::{Deserialize, Serialize};
+use snapshot::AnySnapshot;
 
 /// Message Control: enable MSI-X.
 const ENABLE: u16 = 0x8000;
@@ -46,6 +49,13 @@ impl Vector {
             irqfd.signal().expect("an eventfd takes one more count");
         }
     }
+}
+
+#[derive(Serialize, Deserialize)]
+struct MsixSnapshot {
+    vectors: Vec<([u32; 4], bool)>,
+    masked: bool,
+    enabled: bool,
 }
 
 /// The MSI-X state of a device.
@@ -165,7 +175,36 @@ impl MsixConfig {
         vector.is_some_and(|vector| vector.pending)
     }
 
-    fn make_irqfds(&mut self) -> Result<()> {
+    /// The state, for [`restore`](Self::restore).
+    pub fn snapshot(&mut self) -> Result<AnySnapshot> {
+        let vectors = self.vectors.iter();
+        AnySnapshot::to_any(MsixSnapshot {
+            vectors: vectors.map(|v| (v.entry, v.pending)).collect(),
+            masked: self.masked,
+            enabled: self.enabled,
+        })
+    }
+
+    /// Takes over a state; every vector gets a new irqfd.
+    pub fn restore(&mut self, snapshot: AnySnapshot) -> Result<()> {
+        let state: MsixSnapshot = AnySnapshot::from_any(snapshot)?;
+        ensure!(
+            state.vectors.len() == self.vectors.len(),
+            "the snapshot has another number of vectors"
+        );
+        for (vector, (entry, pending)) in self.vectors.iter_mut().zip(state.vectors) {
+            *vector = Vector {
+                entry,
+                pending,
+                irqfd: None,
+            };
+        }
+        self.masked = state.masked;
+        self.enabled = state.enabled;
+        Ok(self.make_irqfds()?)
+    }
+
+    fn make_irqfds(&mut self) -> base::Result<()> {
         if !self.enabled || self.masked {
             return Ok(());
         }
