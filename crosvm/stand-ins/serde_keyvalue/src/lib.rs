@@ -189,31 +189,15 @@ impl<'de> Parser<'de> {
     }
 
     fn string(&mut self) -> Result<Cow<'de, str>> {
-        let string = if self.skip('\'') {
-            let string = self.take_until(|c| c == '\'');
-            self.close('\'')?;
-            Cow::Borrowed(string)
-        } else if self.skip('"') {
-            let mut string = String::new();
-            loop {
-                string.push_str(self.take_until(|c| c == '"' || c == '\\'));
-                if !self.skip('\\') {
-                    break;
-                }
-                match self.peek().filter(|c| matches!(c, '"' | '\\')) {
-                    Some(escaped) => string.push(escaped),
-                    None => return Err(self.error(ErrorKind::ExpectedString)),
-                }
-                self.at += 1;
-            }
-            self.close('"')?;
-            Cow::Owned(string)
-        } else {
-            let string = self.take_until(|c| matches!(c, ',' | '"' | '\'' | '[' | ']'));
-            if string.is_empty() {
-                return Err(self.error(ErrorKind::ExpectedString));
-            }
-            Cow::Borrowed(string)
+        let start = self.at;
+        let string = match self.peek() {
+            Some('\'') => self.single_quoted(),
+            Some('"') => self.double_quoted(),
+            _ => self.unquoted(),
+        };
+        let Some(string) = string else {
+            self.at = start;
+            return Err(self.error(ErrorKind::ExpectedString));
         };
         match self.separated() {
             true => Ok(string),
@@ -221,11 +205,31 @@ impl<'de> Parser<'de> {
         }
     }
 
-    fn close(&mut self, quote: char) -> Result<()> {
-        match self.skip(quote) {
-            true => Ok(()),
-            false => Err(self.error(ErrorKind::ExpectedString)),
+    fn unquoted(&mut self) -> Option<Cow<'de, str>> {
+        let string = self.take_until(|c| matches!(c, ',' | '"' | '\'' | '[' | ']'));
+        (!string.is_empty()).then_some(Cow::Borrowed(string))
+    }
+
+    fn single_quoted(&mut self) -> Option<Cow<'de, str>> {
+        self.skip('\'');
+        let string = self.take_until(|c| c == '\'');
+        self.skip('\'').then_some(Cow::Borrowed(string))
+    }
+
+    /// A backslash stands before a quote or another backslash.
+    fn double_quoted(&mut self) -> Option<Cow<'de, str>> {
+        self.skip('"');
+        let mut string = String::new();
+        loop {
+            string.push_str(self.take_until(|c| c == '"' || c == '\\'));
+            if !self.skip('\\') {
+                break;
+            }
+            let escaped = self.peek().filter(|c| matches!(c, '"' | '\\'))?;
+            self.skip(escaped);
+            string.push(escaped);
         }
+        self.skip('"').then_some(Cow::Owned(string))
     }
 }
 
@@ -497,7 +501,7 @@ mod tests {
             ("cid=3,quiet=maybe", "expected a boolean at position 12"),
             ("cid=3,quiet=truely", "expected ',' at position 16"),
             ("cid=3,device=", "expected a string at position 13"),
-            ("cid=3,device='/x", "expected a string at position 16"),
+            ("cid=3,device='/x", "expected a string at position 13"),
             ("cid=3,device=/x\"y", "\" and ' can only be used in quoted strings at position 15"),
             ("cid=3,mode=fast", "unknown variant `fast`, expected `auto` or `full-speed`"),
             ("cid=3,=4", "expected an identifier at position 6"),
