@@ -16,7 +16,7 @@
 //! [`stop`](VhostVsock::stop) returned.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -213,9 +213,20 @@ impl VhostVsock {
         self.features
     }
 
-    /// The kernel's interface, to be kept open in a jail or polled.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.kernel.descriptor()
+    /// All that the device has open: to be kept when a jail closes the rest.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        let [rx, tx] = &self.errors;
+        [self.kernel.descriptor(), rx.as_fd(), tx.as_fd()]
+    }
+
+    /// Lets the kernel signal another event for used buffers of `queue`, while it
+    /// runs: the way to follow interrupt masking.
+    pub fn set_call(&self, queue: QueueIndex, event: BorrowedFd<'_>) -> Result<(), Error> {
+        if !self.is_running() {
+            return Err(self.refuse("set_call"));
+        }
+        let set = self.kernel.set_vring_call(queue, Some(event));
+        call("VHOST_SET_VRING_CALL", Some(queue), set)
     }
 
     /// Ties the descriptor to this process (`VHOST_SET_OWNER`). A step of its own:
