@@ -77,7 +77,7 @@ impl Worker {
                     Token::Monitor => {
                         let failures = self.monitor.as_mut().map(Monitor::handle);
                         if !failures.unwrap_or_default().is_empty() {
-                            self.fail()?;
+                            self.fail(&wait)?;
                         }
                     }
                 }
@@ -113,7 +113,12 @@ impl Worker {
     /// cannot set `DEVICE_NEEDS_RESET` in crosvm: the transport does, and only
     /// when an activation fails. Told of a transport reset, the guest ends its
     /// connections with an error instead of waiting for ever.
-    fn fail(&mut self) -> Result<()> {
+    fn fail(&mut self, wait: &WaitContext<Token>) -> Result<()> {
+        for descriptor in self.monitor.iter().flat_map(Monitor::descriptors) {
+            // The monitor may have stopped looking at some of them by itself.
+            let _ = wait.delete(&Descriptor(descriptor.as_raw_fd()));
+        }
+        self.monitor = None;
         self.owes_reset = true;
         self.deliver_reset()
     }
