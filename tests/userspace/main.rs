@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The userspace device as a VMM, its guest and host programs see it: real vhost-user,
+//! real rings in shared memory, real sockets; the guest is the driver of `guest_driver`.
+
+mod conformance_credit;
+mod conformance_handshake;
+mod harness;
