@@ -135,8 +135,11 @@ impl<P: DataPath> Front<P> {
             return Ok(None);
         };
         let place = |address| {
-            self.to_guest(address)
-                .ok_or_else(|| refuse(format_args!("queue {index}: {address:#x} is not guest memory")))
+            self.to_guest(address).ok_or_else(|| {
+                refuse(format_args!(
+                    "queue {index}: {address:#x} is not guest memory"
+                ))
+            })
         };
         let [descriptors, available, used] = addresses;
         Ok(Some(Queue {
@@ -389,7 +392,12 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         Ok(config[offset as usize..end as usize].to_vec())
     }
 
-    fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+    fn set_config(
+        &mut self,
+        _offset: u32,
+        _buf: &[u8],
+        _flags: VhostUserConfigFlags,
+    ) -> Result<()> {
         Err(refuse(format_args!("the configuration space is read-only")))
     }
 
@@ -401,7 +409,10 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         Err(Error::InvalidOperation("no shared objects"))
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+    fn get_inflight_fd(
+        &mut self,
+        _inflight: &VhostUserInflight,
+    ) -> Result<(VhostUserInflight, File)> {
         Err(Error::InvalidOperation("nothing is ever in flight"))
     }
 

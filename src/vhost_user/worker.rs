@@ -111,7 +111,14 @@ fn look(socket: &UnixStream) -> Arrival {
 fn peek(socket: &UnixStream, out: &mut [u8]) -> io::Result<usize> {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: `out` is valid for its length.
-    let len = unsafe { libc::recv(socket.as_raw_fd(), out.as_mut_ptr().cast(), out.len(), flags) };
+    let len = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            out.as_mut_ptr().cast(),
+            out.len(),
+            flags,
+        )
+    };
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
@@ -121,7 +128,10 @@ impl<P: DataPath> Worker<P> {
     pub fn new(path: &Path, data_path: P) -> io::Result<Self> {
         remove_stale_socket(path)?;
         let listener = UnixListener::bind(path).map_err(|e| {
-            io::Error::new(e.kind(), format!("cannot listen at {}: {e}", path.display()))
+            io::Error::new(
+                e.kind(),
+                format!("cannot listen at {}: {e}", path.display()),
+            )
         })?;
         let door = Door {
             listener,
@@ -173,8 +183,12 @@ impl<P: DataPath> Worker<P> {
                         }
                         LISTENER => accept = true,
                         FRONT_END => requests = true,
-                        Token { kind: CANDIDATE, .. } => heard = true,
-                        Token { kind, .. } if kind >= PATH_KINDS => front.path.event(token, interest),
+                        Token {
+                            kind: CANDIDATE, ..
+                        } => heard = true,
+                        Token { kind, .. } if kind >= PATH_KINDS => {
+                            front.path.event(token, interest)
+                        }
                         Token { .. } => {}
                     }
                 }
@@ -198,7 +212,10 @@ impl<P: DataPath> Worker<P> {
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.door.listener.accept() {
             if self.candidates.len() == MOST_CANDIDATES {
-                debug!("{}: {MOST_CANDIDATES} wait to be the front end: hung up on one", self.name);
+                debug!(
+                    "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
+                    self.name
+                );
                 continue;
             }
             let number = self.next_candidate;
@@ -229,7 +246,8 @@ impl<P: DataPath> Worker<P> {
         };
         let (_, socket) = self.candidates.remove(place);
         let made = socket.try_clone().and_then(|copy| {
-            self.epoll.modify(&socket, FRONT_END, Interest::READABLE_EDGE)?;
+            self.epoll
+                .modify(&socket, FRONT_END, Interest::READABLE_EDGE)?;
             Ok(copy)
         });
         match made {

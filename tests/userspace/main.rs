@@ -5,4 +5,5 @@
 
 mod conformance_credit;
 mod conformance_handshake;
+mod conformance_shutdown;
 mod harness;

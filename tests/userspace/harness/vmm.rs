@@ -112,8 +112,12 @@ impl Vmm {
             };
             self.front_end.set_vring_addr(index, &config).unwrap();
             self.front_end.set_vring_base(index, queue.base).unwrap();
-            self.front_end.set_vring_call(index, &event_fd(queue.call.as_fd())).unwrap();
-            self.front_end.set_vring_kick(index, &event_fd(queue.kick.as_fd())).unwrap();
+            self.front_end
+                .set_vring_call(index, &event_fd(queue.call.as_fd()))
+                .unwrap();
+            self.front_end
+                .set_vring_kick(index, &event_fd(queue.kick.as_fd()))
+                .unwrap();
         }
         for index in 0..self.queues {
             self.front_end.set_vring_enable(index, true).unwrap();
