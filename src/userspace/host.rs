@@ -23,7 +23,7 @@ use super::slab::Id;
 use super::socket::Socket;
 use super::tokens;
 use crate::address::{Cid, Port};
-use crate::epoll::Interest;
+use crate::epoll::{EventFd, Interest};
 
 /// Where the guest's requests for the host go, and where host programs find the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,7 +204,7 @@ impl Muxer {
         if let Some(listener) = self.host.listeners.get(slot) {
             drop(listener.socket.accept());
         }
-        self.spare = spare_socket();
+        self.spare = EventFd::new().ok();
     }
 
     fn add_client(&mut self, socket: Socket, socket_type: SocketType, now: Instant) {
@@ -555,13 +555,6 @@ impl Muxer {
         }
         self.settle(id, now);
     }
-}
-
-/// A descriptor to give up when there is no other.
-pub(super) fn spare_socket() -> Option<Socket> {
-    Socket::pair(SocketType::Stream)
-        .ok()
-        .map(|(spare, _)| spare)
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

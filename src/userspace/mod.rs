@@ -69,7 +69,7 @@ use crate::address::GuestCid;
 use crate::epoll::{Epoll, EventFd, Interest, Token};
 use crate::features::{Feature, FeatureSet};
 use crate::memory::{write_across, GuestMemory};
-use crate::path::{Activation, DataPath, Queue, EVENT, QUEUES, RX, TX};
+use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
 
 /// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
 /// protected memory uses its DMA API; as no front end sends IOTLB messages, addresses are
@@ -134,14 +134,14 @@ struct Active {
     rings: [Option<SplitRing>; QUEUES],
     calls: [Option<Arc<EventFd>>; QUEUES],
     kicks: [Option<Arc<EventFd>>; QUEUES],
-    /// The guest is to be told that its connections are gone.
-    reset_event: bool,
 }
 
 /// The data path of one VM.
 pub struct UserspacePath {
     muxer: Muxer,
     active: Option<Active>,
+    /// The guest is to be told that its connections are gone, once it can be.
+    reset_event: bool,
     max_queue_size: u16,
 }
 
@@ -166,6 +166,7 @@ impl UserspacePath {
         Ok(Self {
             muxer,
             active: None,
+            reset_event: false,
             max_queue_size,
         })
     }
@@ -182,7 +183,7 @@ impl Active {
             memory,
             queues,
             features,
-            resumed,
+            resumed: _,
         } = activation;
         let event_idx = features.has(Feature::EVENT_IDX);
         let indirect = features.has(Feature::INDIRECT_DESC);
@@ -191,16 +192,12 @@ impl Active {
             rings: [None, None, None],
             calls: [None, None, None],
             kicks: [None, None, None],
-            reset_event: false,
         };
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
-            let Queue { base, .. } = queue;
             let ring = SplitRing::new(active.memory.clone(), &queue, event_idx, indirect).map_err(
                 |e| io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}")),
             )?;
-            // A driver that is past its first entries knows connections that we do not.
-            active.reset_event |= !resumed && base != 0 && index != EVENT;
             active.rings[index] = Some(ring);
             active.calls[index] = queue.call;
             active.kicks[index] = queue.kick;
@@ -243,7 +240,12 @@ impl Active {
     }
 
     /// Serves all queues once. Whether there is more to do at once.
-    fn turn(&mut self, muxer: &mut Muxer, now: Instant) -> Result<bool, RingError> {
+    fn turn(
+        &mut self,
+        muxer: &mut Muxer,
+        reset_event: &mut bool,
+        now: Instant,
+    ) -> Result<bool, RingError> {
         let memory = self.memory.clone();
         let mut more = false;
         if let Some(ring) = &mut self.rings[TX] {
@@ -261,8 +263,8 @@ impl Active {
             }
         }
         self.publish(RX);
-        if self.reset_event {
-            self.report_reset()?;
+        if *reset_event {
+            *reset_event = !self.report_reset()?;
             self.publish(EVENT);
         }
         if !more {
@@ -273,12 +275,13 @@ impl Active {
         Ok(more)
     }
 
-    fn report_reset(&mut self) -> Result<(), RingError> {
+    /// Reports a transport reset (5.10.6.7). Whether there was a buffer for it.
+    fn report_reset(&mut self) -> Result<bool, RingError> {
         let Some(ring) = &mut self.rings[EVENT] else {
-            return Ok(());
+            return Ok(false);
         };
         let mut segments = Vec::new();
-        while self.reset_event && ring.available()? > 0 {
+        while ring.available()? > 0 {
             segments.clear();
             let Some(chain) = ring.pop(&self.memory, Direction::Writable, &mut segments) else {
                 break;
@@ -292,11 +295,13 @@ impl Active {
                 0
             };
             ring.push_used(chain.head, written as u32);
-            self.reset_event = !fits;
+            if fits {
+                return Ok(true);
+            }
         }
-        // With no buffer yet, the next kick of any queue looks again.
+        // The kick that comes with a buffer looks again.
         ring.enable_kicks();
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -315,16 +320,18 @@ impl DataPath for UserspacePath {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.stop();
-        let (resumed, features) = (activation.resumed, activation.features);
+        let resumed = activation.resumed;
         if !resumed {
             self.muxer.forget_guest();
+            // A driver that is past its first entries knows connections that we do not.
+            self.reset_event = activation.queues[..EVENT]
+                .iter()
+                .flatten()
+                .any(|queue| queue.base != 0);
+            let (guest, features) = (self.muxer.guest, activation.features);
+            info!("vm {guest}: the driver is there, features: {features}");
         }
-        let active = Active::new(activation, &self.muxer.epoll)?;
-        info!(
-            "vm {}: guest connected, features {features}",
-            self.muxer.guest
-        );
-        self.active = Some(active);
+        self.active = Some(Active::new(activation, &self.muxer.epoll)?);
         self.muxer.listening = true;
         Ok(())
     }
@@ -379,7 +386,7 @@ impl DataPath for UserspacePath {
         self.muxer.tick(now);
         let more = match &mut self.active {
             None => false,
-            Some(active) => match active.turn(&mut self.muxer, now) {
+            Some(active) => match active.turn(&mut self.muxer, &mut self.reset_event, now) {
                 Ok(more) => more,
                 Err(broken) => {
                     error!(

@@ -20,18 +20,17 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::connection::{Connection, Key, State};
-use super::host::{spare_socket, Client, HostSide, FIRST_HOST_PORT};
+use super::host::{Client, HostSide, FIRST_HOST_PORT};
 use super::hybrid::Reply;
 use super::limits::Limits;
 use super::packet::{Header, Op, SocketType};
 use super::sibling::Membership;
 use super::slab::{Id, Slab};
-use super::socket::Socket;
 use super::stats::{Stats, Throttle};
 use super::timer::Timers;
 use super::tokens;
 use crate::address::{Cid, GuestCid, Port};
-use crate::epoll::{Epoll, Interest};
+use crate::epoll::{Epoll, EventFd, Interest};
 use crate::memory::Segment;
 
 /// What is to be done with a packet's payload.
@@ -80,7 +79,8 @@ pub struct Muxer {
     pub(super) next_port: u32,
     /// Whether there is a guest to connect to.
     pub(super) listening: bool,
-    pub(super) spare: Option<Socket>,
+    /// A descriptor to give up when there is no other.
+    pub(super) spare: Option<EventFd>,
     pub(super) reports: Throttle,
 }
 
@@ -114,7 +114,7 @@ impl Muxer {
             pending_bytes: 0,
             next_port: FIRST_HOST_PORT,
             listening: false,
-            spare: spare_socket(),
+            spare: EventFd::new().ok(),
             reports: Throttle::default(),
         }
     }

@@ -69,9 +69,11 @@ impl Device {
         self.dir.path().join(format!("vm.vsock_{port}"))
     }
 
-    /// A host program that listens on `port`.
+    /// A host program that listens on `port`, in place of any before it.
     pub fn listen(&self, port: u32) -> UnixListener {
-        UnixListener::bind(self.port_path(port)).unwrap()
+        let path = self.port_path(port);
+        let _ = std::fs::remove_file(&path);
+        UnixListener::bind(path).unwrap()
     }
 
     /// A host client's socket before it says anything.

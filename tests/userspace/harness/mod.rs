@@ -16,7 +16,7 @@ use guest_driver::packet::{Header, Op};
 use guest_driver::{Guest, GuestConfig, SocketType};
 
 pub use device::Device;
-pub use vmm::Vmm;
+pub use vmm::{Vmm, ACCESS_PLATFORM, SEQPACKET, VERSION_1};
 
 /// Longest that anything in a test waits: long, since the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use guest_driver::bus::BusAddr;
 use guest_driver::{Guest, GuestConfig};
@@ -111,7 +112,13 @@ impl Vmm {
                 log_addr: None,
             };
             self.front_end.set_vring_addr(index, &config).unwrap();
-            self.front_end.set_vring_base(index, queue.base).unwrap();
+            // Where the device has got to, whether or not the driver has seen it.
+            let used_index = queue.addresses.used.at(2);
+            let base = guest
+                .space()
+                .load_u16(used_index, Ordering::Acquire)
+                .unwrap();
+            self.front_end.set_vring_base(index, base).unwrap();
             self.front_end
                 .set_vring_call(index, &event_fd(queue.call.as_fd()))
                 .unwrap();
