@@ -65,7 +65,7 @@ macro_rules! address {
 address! {
     /// An address as the driver wrote it into a ring, a descriptor or a queue
     /// register. Whether it is a [`Gpa`] or an [`Iova`] depends on what was
-    /// negotiated: the shim decides.
+    /// negotiated: [`compat::Plan`](crate::compat::Plan) decides.
     BusAddr;
     /// A guest physical address.
     Gpa;

@@ -6,7 +6,7 @@
 //! generation, so that an event still in the batch for something that has just
 //! ended never reaches what took its slot.
 //!
-//! `unsafe` here: the three epoll system calls and `eventfd`.
+//! `unsafe` here: the three epoll system calls.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -174,48 +174,6 @@ impl Epoll {
     }
 }
 
-/// A counter that wakes an event loop.
-#[derive(Debug)]
-pub struct EventFd {
-    fd: OwnedFd,
-}
-
-impl EventFd {
-    /// A new one: not blocking, closed on exec.
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the result is checked before it is owned.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: `fd` was just opened and belongs to nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd })
-    }
-
-    /// One that somebody else made.
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd }
-    }
-
-    /// Adds one. A full counter is left alone: its reader has been woken already.
-    pub fn signal(&self) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: `one` is valid for its 8 bytes.
-        unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    }
-
-    /// Takes the count back to 0.
-    pub fn clear(&self) {
-        let mut count = [0u8; 8];
-        // SAFETY: `count` is valid for its 8 bytes.
-        unsafe { libc::read(self.fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    }
-}
-
-impl AsFd for EventFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -226,6 +184,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::EventFd;
 
     #[test]
     fn tokens_come_back_as_they_went() {
@@ -245,7 +204,7 @@ mod tests {
         epoll.add(&event, token, Interest::READABLE_EDGE).unwrap();
         let mut events = Events::with_capacity(4);
         for _ in 0..2 {
-            event.signal();
+            event.signal().unwrap();
             epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();
             assert_eq!(events.iter().map(|(t, _)| t).collect::<Vec<_>>(), [token]);
             epoll.wait(&mut events, Some(Duration::ZERO)).unwrap();

@@ -5,7 +5,7 @@
 //! A [`Feature`] is one bit, a [`FeatureSet`] any 64 of them: unknown bits are
 //! kept and print as numbers, so that nothing is hidden from whoever reads a
 //! log. Which bits may be offered or passed on is not decided here but by the
-//! allowlists of the shim.
+//! allowlists of [`compat`](crate::compat).
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr, BitOrAssign, Sub};

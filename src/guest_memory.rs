@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Guest memory as a device sees it: a few mapped regions, looked up by [`Gpa`].
+//! Guest memory that this process reads and writes: a [`MemoryMap`] and the mapping
+//! behind it.
 //!
 //! A [`Segment`] is a stretch of guest memory that lies in one piece in this
 //! process. It borrows the [`GuestMemory`] it came from, so it cannot outlive the
@@ -12,82 +13,49 @@
 //! and judged afterwards. Whoever shares a file as guest memory must not truncate
 //! it (the access would raise SIGBUS): a front end is trusted with its own VM.
 //!
-//! `unsafe` here: raw copies to and from the mappings, and the two constructors'
-//! contracts.
+//! `unsafe` here: raw copies to and from the mapping, and the constructor's contract.
 
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::address::{Address, Gpa, Hva, Range, RangeError};
+use crate::address::{Address, Gpa};
+use crate::memory::MemoryMap;
 
-/// A region of guest memory: where the guest and where this process sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryRegion {
-    /// The guest physical range.
-    pub guest: Range<Gpa>,
-    /// The host virtual address of its first byte.
-    pub host: Hva,
-}
-
-impl MemoryRegion {
-    /// `size` bytes of guest memory from `guest` on, mapped at `host`.
-    pub fn new(guest: Gpa, size: u64, host: Hva) -> Result<Self, RangeError> {
-        Range::new(host, size)?;
-        let guest = Range::new(guest, size)?;
-        Ok(Self { guest, host })
-    }
-}
-
-/// All of a guest's memory that this process has mapped.
+/// All of a guest's memory, mapped in this process.
 pub struct GuestMemory {
-    regions: Box<[MemoryRegion]>,
+    map: MemoryMap,
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
-/// Two regions that claim the same guest addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the memory regions {0} and {1} overlap: each guest address belongs to one region")]
-pub struct OverlapError(Range<Gpa>, Range<Gpa>);
-
 impl GuestMemory {
-    /// Guest memory made of `regions`, in any order.
+    /// Guest memory that lies as `map` says.
     ///
     /// # Safety
     /// Every region must be mapped readable and writable at its host address for
     /// as long as `mapping` lives, and this process must hold no reference into it.
-    pub unsafe fn new(
-        mut regions: Vec<MemoryRegion>,
-        mapping: Arc<dyn Any + Send + Sync>,
-    ) -> Result<Self, OverlapError> {
-        regions.sort_by_key(|region| region.guest.first());
-        for pair in regions.windows(2) {
-            if pair[0].guest.overlaps(&pair[1].guest) {
-                return Err(OverlapError(pair[0].guest, pair[1].guest));
-            }
-        }
-        Ok(Self {
-            regions: regions.into(),
+    pub unsafe fn new(map: MemoryMap, mapping: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            map,
             _mapping: mapping,
-        })
+        }
     }
 
-    /// The regions, lowest guest address first.
-    pub fn regions(&self) -> &[MemoryRegion] {
-        &self.regions
+    /// Where the regions lie.
+    pub fn map(&self) -> &MemoryMap {
+        &self.map
     }
 
     /// The longest piece of the `len` bytes at `start` that is mapped in one go:
     /// all of them, or the part up to the end of their region.
     /// `None` when `start` is not guest memory, or `len` is 0.
     pub fn piece(&self, start: Gpa, len: usize) -> Option<Segment<'_>> {
-        let region = self.regions.iter().find(|r| r.guest.contains(start))?;
-        let left = region.guest.last().raw() - start.raw();
+        let region = self.map.region(start)?;
+        let left = region.gpa().last().raw() - start.raw();
         let len = len.min(usize::try_from(left).ok()?.saturating_add(1));
-        let host = region
-            .host
-            .checked_add(start.offset_from(region.guest.first())?)?;
+        let offset = start.offset_from(region.gpa().first())?;
+        let host = region.hva().first().checked_add(offset)?;
         (len > 0).then_some(Segment {
             iovec: libc::iovec {
                 iov_base: host.raw() as *mut libc::c_void,
@@ -129,7 +97,7 @@ impl GuestMemory {
 
 impl fmt::Debug for GuestMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.regions.iter()).finish()
+        self.map.fmt(f)
     }
 }
 
@@ -233,22 +201,23 @@ pub fn slice_across<'m>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Hva;
+    use crate::memory::{Region, PAGE};
+
+    #[repr(align(4096))]
+    struct Page([std::sync::atomic::AtomicU8; 4096]);
 
     /// Two regions that touch in guest addresses and nowhere else.
     fn memory() -> GuestMemory {
-        let backing: Arc<Vec<std::sync::atomic::AtomicU8>> =
-            Arc::new((0..8192).map(|_| 0.into()).collect());
-        let base = backing.as_ptr() as u64;
-        let region = |gpa, host| MemoryRegion::new(Gpa(gpa), 4096, Hva(host)).unwrap();
+        let page = || Page([const { std::sync::atomic::AtomicU8::new(0) }; 4096]);
+        let backing = Arc::new([page(), page()]);
+        let region =
+            |gpa, page: &Page| Region::new(Gpa(gpa), Hva(page.0.as_ptr() as u64), PAGE).unwrap();
+        let regions = vec![region(0x2000, &backing[0]), region(0x1000, &backing[1])];
+        let map = MemoryMap::new(regions).unwrap();
         // SAFETY: `backing` lives as long as the mapping handle; its bytes are only
         // reached through the memory.
-        unsafe {
-            GuestMemory::new(
-                vec![region(0x2000, base), region(0x1000, base + 4096)],
-                backing,
-            )
-        }
-        .unwrap()
+        unsafe { GuestMemory::new(map, backing) }
     }
 
     #[test]
@@ -286,14 +255,5 @@ mod tests {
         assert_eq!(out.iter().map(Segment::len).collect::<Vec<_>>(), [6, 4]);
         assert_eq!(slice_across(&all, 8190, 10, &mut out), 2);
         assert_eq!(slice_across(&all, 9000, 10, &mut out), 0);
-    }
-
-    #[test]
-    fn overlapping_regions_are_named() {
-        let region = |gpa| MemoryRegion::new(Gpa(gpa), 4096, Hva(0x1000)).unwrap();
-        // SAFETY: refused, so never accessed.
-        let error = unsafe { GuestMemory::new(vec![region(0), region(4095)], Arc::new(())) };
-        let text = error.unwrap_err().to_string();
-        assert!(text.contains("0xfff"), "{text}");
     }
 }

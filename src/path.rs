@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address::{Gpa, GuestCid};
-use crate::epoll::{Epoll, EventFd, Interest, Token};
+use crate::epoll::{Epoll, Interest, Token};
+use crate::event::EventFd;
 use crate::features::FeatureSet;
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 
 /// Queues of a socket device: receive, transmit, event (VIRTIO 1.2, 5.10.2).
 pub const QUEUES: usize = 3;

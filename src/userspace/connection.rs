@@ -27,7 +27,7 @@ use super::outbox::Outbox;
 use super::packet::{Header, Op, Shutdown, SocketType};
 use super::socket::{Direction, Socket, MAX_SEGMENTS};
 use crate::address::{Cid, Port};
-use crate::memory::Segment;
+use crate::guest_memory::Segment;
 
 /// What tells connections apart: the guest's port, and whose port is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -308,7 +308,7 @@ impl Connection {
             if left == 0 {
                 return Ok(());
             }
-            crate::memory::slice_across(segments, sent, left, &mut rest);
+            crate::guest_memory::slice_across(segments, sent, left, &mut rest);
             segments = &rest;
         }
         self.outbox.push(segments);

@@ -23,7 +23,8 @@ use super::slab::Id;
 use super::socket::Socket;
 use super::tokens;
 use crate::address::{Cid, Port};
-use crate::epoll::{EventFd, Interest};
+use crate::epoll::Interest;
+use crate::event::EventFd;
 
 /// Where the guest's requests for the host go, and where host programs find the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +184,7 @@ impl Muxer {
                     }
                 },
                 Err(error) if is_out_of_descriptors(&error) => {
-                    self.turn_one_away(slot, now);
+                    self.turn_one_away(slot);
                     return;
                 }
                 // Nobody waits, or whoever did has left.
@@ -194,12 +195,11 @@ impl Muxer {
 
     /// No descriptor is left for a client: hangs up on it with the spare one, for it would
     /// wait in the backlog, and wake us, for ever.
-    fn turn_one_away(&mut self, slot: usize, now: Instant) {
+    fn turn_one_away(&mut self, slot: usize) {
         self.stats.out_of_descriptors.add(1);
-        self.report(
-            now,
-            format_args!("out of descriptors: a host client was turned away"),
-        );
+        self.report(format_args!(
+            "out of descriptors: a host client was turned away"
+        ));
         self.spare = None;
         if let Some(listener) = self.host.listeners.get(slot) {
             drop(listener.socket.accept());
@@ -211,10 +211,9 @@ impl Muxer {
         if self.clients.len() + self.half_open >= self.limits.half_open {
             self.stats.limit_half_open.add(1);
             let limit = self.limits.half_open;
-            self.report(
-                now,
-                format_args!("{limit} connections are half open: hung up on a client"),
-            );
+            self.report(format_args!(
+                "{limit} connections are half open: hung up on a client"
+            ));
             return;
         }
         let deadline = now + self.limits.handshake;
@@ -262,10 +261,9 @@ impl Muxer {
             Ok(Line::Gone) => drop(self.clients.remove(id)),
             Ok(Line::Nonsense) => {
                 self.clients.remove(id);
-                self.report(
-                    now,
-                    format_args!("a client said something else than `CONNECT <port>`: hung up"),
-                );
+                self.report(format_args!(
+                    "a client said something else than `CONNECT <port>`: hung up"
+                ));
             }
             Err(error) => {
                 debug!("vm {}: a client: {error}", self.guest);
@@ -334,7 +332,7 @@ impl Muxer {
         if self.by_key.contains_key(&key) {
             return;
         }
-        let Some(id) = self.add(key, socket_type, State::Asked(greeting), now) else {
+        let Some(id) = self.add(key, socket_type, State::Asked(greeting)) else {
             return;
         };
         if !self.attach(id, socket, watched) {
@@ -367,7 +365,7 @@ impl Muxer {
     }
 
     /// The guest has accepted what the host asked for.
-    pub(super) fn accepted_by_guest(&mut self, id: Id, _now: Instant) {
+    pub(super) fn accepted_by_guest(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
@@ -396,16 +394,24 @@ impl Muxer {
         header: &Header,
         now: Instant,
     ) {
-        let Some(id) = self.add(key, socket_type, State::Dialing, now) else {
+        let Some(id) = self.add(key, socket_type, State::Dialing) else {
             return self.refuse(key, socket_type);
         };
         if let Some(connection) = self.connections.get_mut(id) {
             connection.credit.heard(header);
         }
+        // A guest whose vsock is forwarded may ask for any CID: the host's programs stand
+        // in for VMs that are not there.
+        let forwarded = matches!(self.host.place, HostPlace::Vsock { .. });
         if key.peer == Cid::HOST {
             self.dial(id, now);
-        } else {
-            self.ring(id, now);
+        } else if !self.ring(id, now) {
+            if forwarded {
+                self.dial(id, now);
+            } else {
+                self.stats.refused.add(1);
+                self.abort(id);
+            }
         }
         self.settle(id, now);
     }
@@ -437,7 +443,7 @@ impl Muxer {
             Err(error) => {
                 if is_out_of_descriptors(&error) {
                     self.stats.out_of_descriptors.add(1);
-                    self.report(now, format_args!("a guest's request is refused: {error}"));
+                    self.report(format_args!("a guest's request is refused: {error}"));
                 } else {
                     debug!("vm {}: nobody at port {port}: {error}", self.guest);
                 }
@@ -458,10 +464,10 @@ impl Muxer {
         }
     }
 
-    /// Asks the device of the sibling that the guest asked for.
-    fn ring(&mut self, id: Id, now: Instant) {
+    /// Asks the device of the sibling that the guest asked for. `false`: there is none.
+    fn ring(&mut self, id: Id, now: Instant) -> bool {
         let Some(connection) = self.connections.get_mut(id) else {
-            return;
+            return false;
         };
         let (key, socket_type) = (connection.key, connection.socket_type);
         let rung = self.membership.as_ref().and_then(|membership| {
@@ -475,15 +481,12 @@ impl Muxer {
             };
             membership.offer(key.peer, offer).then_some(ours)
         });
-        if rung.is_some_and(|socket| self.attach(id, socket, false)) {
-            if let Some(connection) = self.connections.get_mut(id) {
-                connection.state = State::Ringing;
-            }
+        let rung = rung.is_some_and(|socket| self.attach(id, socket, false));
+        if let (true, Some(connection)) = (rung, self.connections.get_mut(id)) {
+            connection.state = State::Ringing;
             self.set_deadline(id, now + self.limits.handshake);
-        } else {
-            self.stats.refused.add(1);
-            self.abort(id);
         }
+        rung
     }
 
     /// Siblings ask for the guest.

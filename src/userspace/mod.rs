@@ -66,9 +66,10 @@ use self::ring::{Direction, RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};
 use self::stats::Stats;
 use crate::address::GuestCid;
-use crate::epoll::{Epoll, EventFd, Interest, Token};
+use crate::epoll::{Epoll, Interest, Token};
+use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
-use crate::memory::{write_across, GuestMemory};
+use crate::guest_memory::{write_across, GuestMemory};
 use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
 
 /// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
@@ -233,7 +234,9 @@ impl Active {
         if let Some(ring) = &mut self.rings[queue] {
             if ring.publish() {
                 if let Some(call) = &self.calls[queue] {
-                    call.signal();
+                    if let Err(error) = call.signal() {
+                        debug!("a call event cannot be signalled: {error}");
+                    }
                 }
             }
         }
@@ -362,7 +365,9 @@ impl DataPath for UserspacePath {
         if let Some(place) = self.active.as_mut().and_then(|a| a.calls.get_mut(queue)) {
             // Whoever waits on the new one has missed what the old one said.
             if let Some(call) = &call {
-                call.signal();
+                if let Err(error) = call.signal() {
+                    debug!("a call event cannot be signalled: {error}");
+                }
             }
             *place = call;
         }

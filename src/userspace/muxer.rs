@@ -26,12 +26,14 @@ use super::limits::Limits;
 use super::packet::{Header, Op, SocketType};
 use super::sibling::Membership;
 use super::slab::{Id, Slab};
-use super::stats::{Stats, Throttle};
+use super::stats::Stats;
 use super::timer::Timers;
 use super::tokens;
 use crate::address::{Cid, GuestCid, Port};
-use crate::epoll::{Epoll, EventFd, Interest};
-use crate::memory::Segment;
+use crate::epoll::{Epoll, Interest};
+use crate::event::EventFd;
+use crate::guest_memory::Segment;
+use crate::rate_limit::RateLimit;
 
 /// What is to be done with a packet's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub struct Muxer {
     pub(super) listening: bool,
     /// A descriptor to give up when there is no other.
     pub(super) spare: Option<EventFd>,
-    pub(super) reports: Throttle,
+    pub(super) reports: RateLimit,
 }
 
 impl Muxer {
@@ -115,7 +117,7 @@ impl Muxer {
             next_port: FIRST_HOST_PORT,
             listening: false,
             spare: EventFd::new().ok(),
-            reports: Throttle::default(),
+            reports: RateLimit::default(),
         }
     }
 
@@ -124,14 +126,10 @@ impl Muxer {
         self.guest.cid()
     }
 
-    /// Logs what a guest or a client has brought about, at most once a second.
-    pub(super) fn report(&mut self, now: Instant, what: std::fmt::Arguments<'_>) {
-        if let Some(held_back) = self.reports.pass(now) {
-            let more = match held_back {
-                0 => String::new(),
-                n => format!(" ({n} more such messages since the last one)"),
-            };
-            warn!("vm {}: {what}{more}", self.guest);
+    /// Logs what a guest or a client has brought about, not too often.
+    pub(super) fn report(&self, what: std::fmt::Arguments<'_>) {
+        if self.reports.allow() {
+            warn!("vm {}: {what}", self.guest);
         }
     }
 
@@ -157,7 +155,7 @@ impl Muxer {
                 // type that does not exist says nothing of one.
                 let named = Header { op: 1, ..*header };
                 match key.and_then(|key| self.find(key)) {
-                    Some(id) if named.parse().is_ok() => self.violation(id, "bad operation", now),
+                    Some(id) if named.parse().is_ok() => self.violation(id, "bad operation"),
                     _ => self.stray(header),
                 }
                 return Verdict::Done;
@@ -184,19 +182,12 @@ impl Muxer {
             return Verdict::Done;
         }
         connection.heard(header);
-        let verdict = self.on_connection(id, op, header, payload, now);
+        let verdict = self.on_connection(id, op, header, payload);
         self.settle(id, now);
         verdict
     }
 
-    fn on_connection(
-        &mut self,
-        id: Id,
-        op: Op,
-        header: &Header,
-        payload: u32,
-        now: Instant,
-    ) -> Verdict {
+    fn on_connection(&mut self, id: Id, op: Op, header: &Header, payload: u32) -> Verdict {
         let Some(connection) = self.connections.get_mut(id) else {
             return Verdict::Done;
         };
@@ -205,7 +196,7 @@ impl Muxer {
                 connection.let_go();
                 self.unname(id);
             }
-            (State::Asked(_), Op::Response) => self.accepted_by_guest(id, now),
+            (State::Asked(_), Op::Response) => self.accepted_by_guest(id),
             (State::Established, Op::Data(end)) => {
                 let len = header.len;
                 let complaint = if len > payload {
@@ -218,7 +209,7 @@ impl Muxer {
                     None
                 };
                 if let Some(complaint) = complaint {
-                    self.violation(id, complaint, now);
+                    self.violation(id, complaint);
                     return Verdict::Done;
                 }
                 let ends = connection.socket_type == SocketType::SeqPacket && end.message;
@@ -243,7 +234,7 @@ impl Muxer {
                 State::Dialing | State::Ringing | State::Asked(_),
                 Op::CreditUpdate | Op::CreditRequest,
             ) => {}
-            _ => self.violation(id, "a packet out of turn", now),
+            _ => self.violation(id, "a packet out of turn"),
         }
         Verdict::Done
     }
@@ -261,7 +252,7 @@ impl Muxer {
             return;
         };
         if let Err(error) = connection.deliver(segments, len, ends) {
-            self.report(now, format_args!("{error}: connection reset"));
+            self.report(format_args!("{error}: connection reset"));
             self.abort(id);
             return;
         }
@@ -271,10 +262,9 @@ impl Muxer {
         if self.pending_bytes + held > self.limits.pending_bytes {
             self.stats.limit_pending_bytes.add(1);
             let limit = self.limits.pending_bytes;
-            self.report(
-                now,
-                format_args!("host programs do not read and {limit} bytes wait: connection reset"),
-            );
+            self.report(format_args!(
+                "host programs do not read and {limit} bytes wait: connection reset"
+            ));
             self.abort(id);
             return;
         }
@@ -316,18 +306,18 @@ impl Muxer {
         self.queue_reset(reset);
     }
 
-    fn violation(&mut self, id: Id, what: &str, now: Instant) {
+    fn violation(&mut self, id: Id, what: &str) {
         self.stats.violations.add(1);
         if let Some(connection) = self.connections.get_mut(id) {
             let port = connection.key.guest_port;
             let what = format_args!("{what} from guest port {port}: connection reset");
-            self.report(now, what);
+            self.report(what);
         }
         self.abort(id);
     }
 
     /// A chain that makes no sense was for this connection, as far as can be told.
-    pub fn malformed(&mut self, header: Option<&Header>, now: Instant) {
+    pub fn malformed(&mut self, header: Option<&Header>) {
         self.stats.malformed.add(1);
         let Some(header) = header.filter(|h| h.src_cid == self.guest.raw()) else {
             return;
@@ -341,7 +331,7 @@ impl Muxer {
             guest_port: Port(header.src_port),
         };
         match self.find(key) {
-            Some(id) => self.violation(id, "a malformed packet", now),
+            Some(id) => self.violation(id, "a malformed packet"),
             None => self.stray(header),
         }
     }
@@ -380,20 +370,13 @@ impl Muxer {
     }
 
     /// Adds a connection that `key` names from now on. `None`: a limit is hit.
-    pub(super) fn add(
-        &mut self,
-        key: Key,
-        socket_type: SocketType,
-        state: State,
-        now: Instant,
-    ) -> Option<Id> {
+    pub(super) fn add(&mut self, key: Key, socket_type: SocketType, state: State) -> Option<Id> {
         if self.half_open + self.clients.len() >= self.limits.half_open {
             self.stats.limit_half_open.add(1);
             let limit = self.limits.half_open;
-            self.report(
-                now,
-                format_args!("{limit} connections are half open: refused one more"),
-            );
+            self.report(format_args!(
+                "{limit} connections are half open: refused one more"
+            ));
             return None;
         }
         let buf_alloc = self.limits.buf_alloc;
@@ -407,10 +390,9 @@ impl Muxer {
             None => {
                 self.stats.limit_connections.add(1);
                 let limit = self.limits.connections;
-                self.report(
-                    now,
-                    format_args!("{limit} connections are open: refused one more"),
-                );
+                self.report(format_args!(
+                    "{limit} connections are open: refused one more"
+                ));
             }
         }
         id

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
 use super::socket::Socket;
-use crate::memory::Segment;
+use crate::guest_memory::Segment;
 
 /// A queue of bytes, or of messages.
 #[derive(Debug, Default)]

@@ -21,7 +21,7 @@ use std::sync::atomic::{fence, AtomicU16, Ordering};
 use std::sync::Arc;
 
 use crate::address::{Address, Gpa};
-use crate::memory::{GuestMemory, Segment};
+use crate::guest_memory::{GuestMemory, Segment};
 use crate::path::Queue;
 
 /// The largest split queue (VIRTIO 1.2, 2.7).

@@ -16,7 +16,7 @@ use super::packet::{Header, MessageEnd, Op, Shutdown, SocketType, HEADER_LEN};
 use super::ring::{Direction, RingError, SplitRing};
 use super::slab::Id;
 use super::socket::MAX_SEGMENTS;
-use crate::memory::{slice_across, write_across, GuestMemory, Segment};
+use crate::guest_memory::{slice_across, write_across, GuestMemory, Segment};
 
 /// Packets given in a row before the other direction gets its turn.
 const BURST: usize = 1024;
@@ -221,10 +221,9 @@ fn serve(
                 connection.wants.credit_request |= connection.credit.ask_due();
             }
             Outcome::TooLong(len) => {
-                muxer.report(
-                    now,
-                    format_args!("a message of {len} bytes is larger than the guest's buffer: connection reset"),
-                );
+                muxer.report(format_args!(
+                    "a message of {len} bytes is larger than the guest's buffer: connection reset"
+                ));
                 muxer.abort(id);
                 return Ok(());
             }

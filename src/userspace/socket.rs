@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::packet::SocketType;
 use crate::address::{Cid, Port};
-use crate::memory::Segment;
+use crate::guest_memory::Segment;
 
 /// Segments a single system call takes (`UIO_MAXIOV`).
 pub const MAX_SEGMENTS: usize = 1024;

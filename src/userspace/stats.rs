@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Counters of one VM, readable from any thread, and log lines that a guest cannot
-//! flood.
+//! Counters of one VM, readable from any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 /// One number that only grows.
 #[derive(Debug, Default)]
@@ -70,41 +68,4 @@ stats! {
     limit_pending_resets,
     /// Connections that could not be made for want of descriptors.
     out_of_descriptors,
-}
-
-/// Lets a log line through once a second and counts the others.
-#[derive(Debug, Default)]
-pub struct Throttle {
-    last: Option<Instant>,
-    held_back: u64,
-}
-
-impl Throttle {
-    /// Shortest time between two lines.
-    const PAUSE: Duration = Duration::from_secs(1);
-
-    /// Whether to log now; if so, how many lines were held back before this one.
-    pub fn pass(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now < last + Self::PAUSE) {
-            self.held_back += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.held_back))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_throttle_says_how_much_it_held_back() {
-        let mut throttle = Throttle::default();
-        let start = Instant::now();
-        assert_eq!(throttle.pass(start), Some(0));
-        assert_eq!(throttle.pass(start), None);
-        assert_eq!(throttle.pass(start + Duration::from_millis(999)), None);
-        assert_eq!(throttle.pass(start + Duration::from_secs(1)), Some(2));
-    }
 }

@@ -14,7 +14,7 @@ use super::packet::{Header, HEADER_LEN};
 use super::ring::{Direction, RingError, SplitRing};
 use super::slab::Id;
 use super::socket::MAX_SEGMENTS;
-use crate::memory::{read_across, slice_across, GuestMemory, Segment};
+use crate::guest_memory::{read_across, slice_across, GuestMemory, Segment};
 
 /// Packets taken in a row before the other direction gets its turn.
 const BURST: usize = 1024;
@@ -92,7 +92,7 @@ pub(super) fn pump(
             }
             (header, _) => {
                 gather.flush(muxer, false, now);
-                muxer.malformed(header.as_ref(), now);
+                muxer.malformed(header.as_ref());
             }
         }
         ring.push_used(chain.head, 0);

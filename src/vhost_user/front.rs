@@ -32,9 +32,10 @@ use vhost::vhost_user::{
 use vm_memory::mmap::MmapRegion;
 
 use crate::address::{Address, Gpa, Hva, Range};
-use crate::epoll::EventFd;
+use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
-use crate::memory::{GuestMemory, MemoryRegion};
+use crate::guest_memory::GuestMemory;
+use crate::memory::{MemoryMap, Region};
 use crate::path::{Activation, DataPath, Queue, EVENT, QUEUES, RX, TX};
 
 /// Size of the device's configuration space: `guest_cid` (VIRTIO 1.2, 5.10.4).
@@ -77,8 +78,12 @@ fn refuse(what: std::fmt::Arguments<'_>) -> Error {
     Error::InvalidParam
 }
 
+fn bad_memory(error: impl std::fmt::Display) -> Error {
+    refuse(format_args!("guest memory: {error}"))
+}
+
 fn event_fd(file: File) -> Arc<EventFd> {
-    Arc::new(EventFd::from_fd(OwnedFd::from(file)))
+    Arc::new(EventFd::from(OwnedFd::from(file)))
 }
 
 impl<P: DataPath> Front<P> {
@@ -261,18 +266,17 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
             let mapping = map(region, file)?;
             let (guest, size) = (Gpa(region.guest_phys_addr), region.memory_size);
             let host = Hva(mapping.as_ptr() as u64);
-            let bad = |e| refuse(format_args!("guest memory: {e}"));
-            table.push(MemoryRegion::new(guest, size, host).map_err(bad)?);
+            table.push(Region::new(guest, host, size).map_err(bad_memory)?);
             views.push(View {
-                front_end: Range::new(Hva(region.user_addr), size).map_err(bad)?,
+                front_end: Range::new(Hva(region.user_addr), size).map_err(bad_memory)?,
                 guest,
             });
             mappings.push(mapping);
         }
+        let map = MemoryMap::new(table).map_err(bad_memory)?;
         // SAFETY: each region is the whole of a shared, writable mapping that `mappings`
         // owns and that nothing else refers to.
-        let memory = unsafe { GuestMemory::new(table, Arc::new(mappings)) }
-            .map_err(|e| refuse(format_args!("guest memory: {e}")))?;
+        let memory = unsafe { GuestMemory::new(map, Arc::new(mappings)) };
         let active = self.path.is_active();
         self.pause();
         self.memory = Some(Arc::new(memory));

@@ -23,7 +23,8 @@ use log::{debug, error, info};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::front::Front;
-use crate::epoll::{Epoll, EventFd, Events, Interest, Token};
+use crate::epoll::{Epoll, Events, Interest, Token};
+use crate::event::EventFd;
 use crate::path::{DataPath, PATH_KINDS};
 use crate::userspace::host::remove_stale_socket;
 

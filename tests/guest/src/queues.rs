@@ -413,12 +413,17 @@ impl TxQueue {
         let mut count = 0;
         let ring_error = |e| QueueError::Ring(Queue::Tx, e);
         while let Some(used) = self.ring.pop_used().map_err(ring_error)? {
-            if let Some((pooled, large)) = self.in_flight[usize::from(used.head)].take() {
-                self.pool(large).put(pooled);
-            }
+            self.give_back(used.head);
             count += 1;
         }
         Ok(count)
+    }
+
+    /// Frees the slot behind a returned chain, if it is one of the driver's.
+    pub(crate) fn give_back(&mut self, head: u16) {
+        if let Some((pooled, large)) = self.in_flight[usize::from(head)].take() {
+            self.pool(large).put(pooled);
+        }
     }
 
     fn pool(&mut self, large: bool) -> &mut Pool {

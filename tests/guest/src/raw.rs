@@ -171,6 +171,9 @@ impl Raw {
         loop {
             let popped = engine.ring(queue).pop_used();
             if let Some(used) = popped.map_err(io::Error::other)? {
+                if queue == Queue::Tx {
+                    engine.tx.give_back(used.head);
+                }
                 return Ok(used);
             }
             engine = self.await_call(engine, queue, deadline)?;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crosvm_vsock::address::GuestCid;
-use crosvm_vsock::epoll::{Epoll, EventFd};
+use crosvm_vsock::epoll::Epoll;
+use crosvm_vsock::event::EventFd;
 use crosvm_vsock::userspace::host::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
 use crosvm_vsock::userspace::stats::Stats;
@@ -99,7 +100,7 @@ impl Device {
     /// Ends the device; fails if it had failed.
     pub fn end(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.stop.signal();
+            self.stop.signal().unwrap();
             thread.join().unwrap().unwrap();
         }
     }
@@ -108,7 +109,7 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.stop.signal();
+            self.stop.signal().unwrap();
         } else {
             self.end();
         }

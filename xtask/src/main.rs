@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The project's tasks: `cargo xtask kernels`, `demo` and `test`.
+//!
+//! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
+//! device against the real `/dev/vhost-vsock` in each. Data flows like this:
+//! [`kernels`] names them, [`image`] makes files that boot ([`mirror`], [`apt`],
+//! [`modules`], [`split`]; kept in [`cache`]), [`qemu`] runs them under what
+//! [`accel`] found, [`protocol`] is what they say and [`table`] what it means.
+
+#![forbid(unsafe_code)]
+
+mod accel;
+mod apt;
+mod cache;
+mod demo;
+mod image;
+mod initramfs;
+mod kernels;
+mod lab;
+mod mirror;
+mod modules;
+mod packages;
+mod process;
+mod protocol;
+mod qemu;
+mod split;
+mod table;
+mod test;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use lab::{Lab, Wish};
+use protocol::Row;
+use table::Report;
+
+/// Tests, the kernel lab and the demo of this project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Runs the device on real kernels, under QEMU.
+    Kernels(Kernels),
+    /// Tells the story of one bit with two meanings, in a booted kernel.
+    Demo,
+    /// Runs every check of the project, the lab included.
+    Test,
+}
+
+#[derive(Debug, Args)]
+struct Kernels {
+    /// Only this kernel; may be repeated.
+    #[arg(long = "kernel", value_name = "NAME")]
+    kernels: Vec<String>,
+    /// Only this mode; may be repeated.
+    #[arg(long = "mode", value_name = "MODE")]
+    modes: Vec<Mode>,
+    /// Writes the rows to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Lists the kernels and ends.
+    #[arg(long)]
+    list: bool,
+    /// Measures in place of testing.
+    #[arg(long)]
+    bench: bool,
+    /// Looks for newer kernel packages than the cached ones.
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// How the device addresses memory.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    /// No IOTLB.
+    Off,
+    /// All guest memory.
+    Identity,
+    /// Only what the guest shared.
+    Restricted,
+    /// Behind a vIOMMU.
+    Translated,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Kernels(options) => run_kernels(&options),
+        Task::Demo => demo::run(),
+        Task::Test => test::run(),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether every row is as expected.
+fn run_kernels(options: &Kernels) -> Result<bool> {
+    if options.list {
+        print!("{}", kernels::list());
+        return Ok(true);
+    }
+    let selected = kernels::select(&options.kernels)?;
+    let mode_name = |mode: &Mode| match mode {
+        Mode::Off => "off".to_owned(),
+        Mode::Identity => "identity".to_owned(),
+        Mode::Restricted => "restricted".to_owned(),
+        Mode::Translated => "translated".to_owned(),
+    };
+    let wish = Wish {
+        modes: options.modes.iter().map(mode_name).collect(),
+        bench: options.bench,
+        demo: false,
+        refresh: options.refresh,
+    };
+    let mut lab = Lab::open()?;
+    let reports: Vec<Report> = selected
+        .iter()
+        .map(|kernel| lab.run(kernel, &wish))
+        .collect();
+    println!("\n{}", table::render(&reports));
+    let rows: Vec<&Row> = reports.iter().flat_map(Report::rows).collect();
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&rows)? + "\n";
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if options.bench {
+        write_measurements(&reports)?;
+    }
+    Ok(rows.iter().all(|row| row.ok))
+}
+
+/// Measurements have a file of their own: they are shown and kept, never
+/// judged.
+fn write_measurements(reports: &[Report]) -> Result<()> {
+    let all: BTreeMap<&str, &[Value]> = reports
+        .iter()
+        .map(|report| (report.kernel().name, report.bench.as_slice()))
+        .collect();
+    for (kernel, measurements) in &all {
+        for measurement in *measurements {
+            println!("{kernel}: {measurement}");
+        }
+    }
+    let file = lab::target_directory().join("lab/bench.json");
+    fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("kept in {}", file.display());
+    Ok(())
+}
