@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The daemon: a thread for each VM, and one that waits for a signal.
+//!
+//! SIGTERM and SIGINT end it cleanly: connections end, socket files go, exit code 0.
+//! All sockets are there before it reports readiness (sd_notify). Errors go to
+//! stderr.
+
+mod notify;
+mod signals;
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use crosvm_vsock::epoll::Epoll;
+use crosvm_vsock::event::{poll, EventFd};
+use crosvm_vsock::userspace::sibling::Neighbourhood;
+use crosvm_vsock::userspace::UserspacePath;
+use crosvm_vsock::vhost_user::worker::Worker;
+use log::info;
+
+use self::notify::notify;
+use self::signals::Signals;
+use crate::cli::vm::Vm;
+
+/// A VM's thread.
+struct Running {
+    stop: Arc<EventFd>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+/// Serves `vms` until a signal.
+pub fn run(vms: Vec<Vm>) -> ExitCode {
+    match serve(vms) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("crosvm-vsock: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
+    // Before any thread: they inherit the mask.
+    let signals = Signals::block().context("cannot wait for signals")?;
+    signals::raise_descriptor_limit();
+    let neighbourhood = Arc::default();
+    let mut workers = Vec::new();
+    for vm in vms {
+        let cid = vm.config.cid;
+        let worker = prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?;
+        workers.push((cid, worker));
+    }
+    let failed = Arc::new(EventFd::new().context("no event to wait for")?);
+    let mut running = Vec::new();
+    for (cid, worker) in workers {
+        let failed = failed.clone();
+        let stop = worker.stop_event();
+        let thread = std::thread::Builder::new()
+            .name(format!("vsock-{cid}"))
+            .spawn(move || {
+                let result = worker.run().with_context(|| format!("vm {cid}"));
+                if result.is_err() {
+                    failed.signal().context("cannot report a failure")?;
+                }
+                result
+            })
+            .context("no thread for a VM")?;
+        running.push(Running { stop, thread });
+    }
+    info!("serving {} VM(s)", running.len());
+    notify("READY=1");
+    poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
+    notify("STOPPING=1");
+    finish(running)
+}
+
+fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Worker<UserspacePath>> {
+    let epoll = Arc::new(Epoll::new().context("no event loop")?);
+    let path = UserspacePath::new(vm.config, neighbourhood, epoll)?;
+    Ok(Worker::new(&vm.socket, path)?)
+}
+
+/// Ends all threads; the first one's error, if there is one.
+fn finish(running: Vec<Running>) -> anyhow::Result<()> {
+    for vm in &running {
+        vm.stop.signal().context("cannot stop a VM")?;
+    }
+    let mut result = Ok(());
+    for vm in running {
+        let ended = vm
+            .thread
+            .join()
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("a VM's thread has panicked")));
+        result = result.and(ended);
+    }
+    result
+}
