@@ -119,7 +119,7 @@ const SMALLEST_WINDOW: usize = 4 << 10;
 /// Bytes asked of the host's socket at most.
 const LARGEST_WINDOW: usize = 256 << 10;
 /// The first pause before a guest without room is asked for its counters.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 

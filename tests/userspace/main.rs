@@ -13,3 +13,4 @@ mod conformance_siblings;
 mod front_ends;
 mod harness;
 mod limits;
+mod property;
