@@ -101,6 +101,14 @@ impl<A: Address> Range<A> {
         Ok(Self { first, last })
     }
 
+    /// The full 64-bit space.
+    pub fn everything() -> Self {
+        Self {
+            first: A::new(0),
+            last: A::new(u64::MAX),
+        }
+    }
+
     /// Both ends included; `None` when `last` lies before `first`.
     pub fn inclusive(first: A, last: A) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
@@ -279,7 +287,8 @@ mod tests {
             Range::new(Gpa(u64::MAX), 1).unwrap(),
             range(u64::MAX, u64::MAX)
         );
-        assert_eq!(range(0, u64::MAX).size(), None);
+        assert_eq!(Range::<Gpa>::everything().size(), None);
+        assert_eq!(Range::everything(), range(0, u64::MAX));
         assert_eq!(range(0, u64::MAX - 1).size().unwrap().get(), u64::MAX);
         let text = Range::new(Gpa(0x1000), 0).unwrap_err().to_string();
         assert!(

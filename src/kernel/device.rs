@@ -3,36 +3,37 @@
 //! The device over `/dev/vhost-vsock`: open or adopt, own, activate, stop, reset.
 //!
 //! ```text
-//!   open/adopt          own             activate
-//!  ------------> new --------> idle ---------------> running
-//!                               ^   <---------------    |
-//!                               |    stop (vring bases) |
-//!                               +---- reset ------------+
+//!   open/adopt        own           activate            stop (vring bases)
+//!  ------------> new -----> idle ------------> running -----------> stopped
+//!                            ^                   | ^                  |
+//!                            |      reset        | |     activate     |
+//!                            +-------------------+ +------------------+
+//!                            +------------------- reset --------------+
 //! ```
 //!
 //! A failed [`activate`](VhostVsock::activate) ends in idle and can be tried
 //! again. Resuming is activating with the vring bases that
-//! [`stop`](VhostVsock::stop) returned: one code path for both.
+//! [`stop`](VhostVsock::stop) returned.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use log::{info, warn};
+use log::warn;
 
-use super::error::{
-    CallError, Error, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_RUNNING, SET_RUNNING_IOTLB,
-};
-use super::ioctl::{Vhost, VhostFd, VringAddresses, BACKEND_F_IOTLB_MSG_V2};
-use super::iotlb::message::{Access, Command, Mapping, MessageFormat};
+use super::error::{CallError, Error, SET_OWNER, SET_RUNNING};
+use super::ioctl::{Vhost, VhostFd};
+use super::iotlb::message::MessageFormat;
 use super::iotlb::table::KERNEL_LIMIT;
-use super::iotlb::translator::{Identity, Translator, Window};
-use super::iotlb::{Iotlb, IotlbError};
+use super::iotlb::translator::{Translator, Window};
+use super::iotlb::Iotlb;
 use super::monitor::Monitor;
-use super::queue::{QueueError, QueueIndex, QueueSetup, Rings};
-use crate::address::{Address, GuestCid, Iova, Range};
-use crate::compat::{negotiate, IotlbBit, Mode, Plan, Request, Vm};
+use super::pause::pause;
+use super::queue::{QueueIndex, QueueSetup, Rings};
+use super::setup::{call, Setup};
+use crate::address::GuestCid;
+use crate::compat::{IotlbBit, Mode, Plan, Vm};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
 use crate::memory::MemoryMap;
@@ -93,7 +94,34 @@ pub struct Activation<'a> {
 enum State {
     New,
     Idle,
-    Running { iotlb: Option<Arc<Iotlb>> },
+    Running(Active, Option<Arc<Iotlb>>),
+    Paused(Active, [u16; 2]),
+}
+
+/// What a running device was started with.
+#[derive(Debug, PartialEq, Eq)]
+struct Active {
+    cid: GuestCid,
+    memory: MemoryMap,
+    messages: MessageFormat,
+    rings: [Rings; 2],
+    /// The plan that was asked for.
+    asked: Plan,
+    /// The plan that is in force.
+    plan: Plan,
+}
+
+impl Active {
+    fn new(activation: &Activation<'_>, setup: &Setup<'_>, plan: Plan) -> Self {
+        Self {
+            cid: activation.cid,
+            memory: activation.memory.clone(),
+            messages: activation.messages,
+            rings: setup.rings,
+            asked: setup.plan,
+            plan,
+        }
+    }
 }
 
 impl State {
@@ -101,7 +129,8 @@ impl State {
         match self {
             Self::New => "not owned yet: call own() first",
             Self::Idle => "idle",
-            Self::Running { .. } => "running",
+            Self::Running(..) => "running",
+            Self::Paused(..) => "stopped",
         }
     }
 }
@@ -201,75 +230,88 @@ impl VhostVsock {
 
     /// Whether the device is running.
     pub fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
+        matches!(self.state, State::Running(..))
     }
 
     /// The IOTLB service of the running device, if its mode has one.
     pub fn iotlb(&self) -> Option<&Arc<Iotlb>> {
         match &self.state {
-            State::Running { iotlb } => iotlb.as_ref(),
+            State::Running(_, iotlb) => iotlb.as_ref(),
             _ => None,
         }
     }
 
-    /// Starts the device. The [`Monitor`] must be run, on whatever thread, for the
-    /// IOTLB to be served and failures to be seen.
+    /// Starts the device, or lets it go on after a [`stop`](Self::stop) when
+    /// nothing but time has passed. The [`Monitor`] must be run, on whatever
+    /// thread, for the IOTLB to be served and failures to be seen.
     pub fn activate(&mut self, activation: &Activation<'_>) -> Result<Monitor, Error> {
-        let State::Idle = self.state else {
+        if !matches!(self.state, State::Idle | State::Paused(..)) {
             return Err(self.refuse("activate"));
-        };
-        // All that can be refused is refused before the kernel is touched.
-        let plan = self.plan(activation, activation.addressing.mode())?;
-        let rings = check_queues(activation, plan)?;
-        let iotlb = self.start(activation, plan, rings).inspect_err(|_| {
-            // A start that failed half-way leaves nothing running behind.
-            let _ = self.kernel.set_running(false);
-            self.release();
-        })?;
-        let monitor = Monitor::new(
-            activation.cid,
-            self.kernel.clone(),
-            iotlb.clone(),
-            &self.errors,
-            activation.queues.map(|queue| queue.kick),
-        )
-        .map_err(Error::Event)?;
-        // A buffer made available before now may have had its notification
-        // already, and one used before a stop may not: signal both ways.
-        for queue in &activation.queues {
-            signal(queue.kick)?;
-            if queue.base != 0 {
-                signal(queue.call)?;
-            }
         }
-        self.state = State::Running { iotlb };
+        let setup = Setup::new(
+            &self.kernel,
+            self.features,
+            &self.errors,
+            self.table_limit,
+            activation,
+        )?;
+        let bases = activation.queues.map(|queue| queue.base);
+        let started = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Paused(was, at)
+                if at == bases && was == Active::new(activation, &setup, was.plan) =>
+            {
+                setup.resume(was.plan)
+            }
+            State::Paused(..) => self.halt().and_then(|()| setup.start()),
+            _ => setup.start(),
+        };
+        let watched = started.and_then(|started| {
+            let kicks = activation.queues.map(|queue| queue.kick);
+            let iotlb = started.iotlb.clone();
+            let kernel = self.kernel.clone();
+            let monitor = Monitor::new(activation.cid, kernel, iotlb, &self.errors, kicks);
+            signal_all(&activation.queues)?;
+            Ok((started, monitor.map_err(Error::Event)?))
+        });
+        // A start that failed half-way leaves nothing running behind.
+        let (started, monitor) = watched.inspect_err(|_| drop(self.halt()))?;
+        let active = Active::new(activation, &setup, started.plan);
+        self.state = State::Running(active, started.iotlb);
         Ok(monitor)
     }
 
     /// Stops the device; returns the vring bases of both queues, with which a
     /// later activation goes on where this one was. When this returns, no queue
-    /// touches guest memory.
+    /// touches guest memory. Connections stay open, and what the host's programs
+    /// write waits.
     pub fn stop(&mut self) -> Result<[u16; 2], Error> {
-        let State::Running { .. } = self.state else {
-            return Err(self.refuse("stop"));
-        };
-        self.call(SET_RUNNING, None, |kernel| kernel.set_running(false))?;
-        let mut bases = [0; 2];
-        for (queue, base) in QueueIndex::ALL.into_iter().zip(&mut bases) {
-            *base = self.call("VHOST_GET_VRING_BASE", Some(queue), |kernel| {
-                kernel.vring_base(queue)
-            })?;
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Running(active, iotlb) => {
+                // Queues without rings complain, which means nothing any more.
+                self.unbind(|kernel, queue| kernel.set_vring_err(queue, None));
+                let bases =
+                    pause(&*self.kernel, iotlb.as_deref()).inspect_err(|_| drop(self.halt()))?;
+                self.unbind(|kernel, queue| kernel.set_vring_kick(queue, None));
+                self.unbind(|kernel, queue| kernel.set_vring_call(queue, None));
+                self.state = State::Paused(active, bases);
+                Ok(bases)
+            }
+            other => {
+                self.state = other;
+                Err(self.refuse("stop"))
+            }
         }
-        self.release();
-        self.state = State::Idle;
-        Ok(bases)
     }
 
     /// Back to idle, whatever the state; keeps the descriptor, its owner and its CID.
     pub fn reset(&mut self) -> Result<(), Error> {
         match self.state {
-            State::Running { .. } => self.stop().map(drop),
-            _ => Ok(()),
+            State::New | State::Idle => Ok(()),
+            State::Running(..) | State::Paused(..) => {
+                let halted = self.halt();
+                self.state = State::Idle;
+                halted
+            }
         }
     }
 
@@ -278,248 +320,45 @@ impl VhostVsock {
         Error::State { call, state }
     }
 
-    fn plan(&self, activation: &Activation<'_>, mode: Mode) -> Result<Plan, Error> {
-        let request = Request {
-            vm: activation.vm,
-            acked: activation.acked,
-            mode,
-            iotlb_bit: activation.iotlb_bit,
-        };
-        Ok(negotiate(&request, self.features)?)
+    /// Stops the queues for good and lets go of their event descriptors.
+    fn halt(&self) -> Result<(), Error> {
+        let halted = self.kernel.set_running(false);
+        self.unbind(|kernel, queue| kernel.set_vring_kick(queue, None));
+        self.unbind(|kernel, queue| kernel.set_vring_call(queue, None));
+        self.unbind(|kernel, queue| kernel.set_vring_err(queue, None));
+        call(SET_RUNNING, None, halted)
     }
 
-    /// The kernel's order: features, memory, vrings, mappings, CID, running.
-    fn start(
-        &self,
-        activation: &Activation<'_>,
-        plan: Plan,
-        rings: [Rings; 2],
-    ) -> Result<Option<Arc<Iotlb>>, Error> {
-        self.set_features(plan)?;
-        if activation.messages == MessageFormat::V2 && plan.mode.wants_iotlb() {
-            self.call("VHOST_SET_BACKEND_FEATURES", None, |kernel| {
-                kernel.set_backend_features(BACKEND_F_IOTLB_MSG_V2)
-            })?;
-        }
-        self.call(SET_MEM_TABLE, None, |kernel| {
-            kernel.set_mem_table(&activation.memory)
-        })?;
-
-        let mut plan = plan;
-        let mut addressing = activation.addressing.clone();
-        if !plan.mode.wants_iotlb() && self.iotlb_stayed_on(activation) {
-            // Linux before 6.2 or so never turns it off again for a descriptor.
-            // Asking for it anew empties it; all of memory is mapped, which is
-            // what `off` gives.
-            info!(
-                "vhost-vsock CID {}: the IOTLB stays on from an earlier use of the descriptor; \
-                 serving it with an identity map",
-                activation.cid
-            );
-            plan = self.plan(activation, Mode::Identity)?;
-            addressing = Addressing::Identity;
-            self.set_features(plan)?;
-        }
-
-        for (queue, rings) in QueueIndex::ALL.into_iter().zip(&rings) {
-            self.set_vring(activation, plan, queue, rings)?;
-        }
-        let iotlb = self.start_iotlb(activation, plan, &addressing, &rings)?;
-        self.set_cid(activation.cid)?;
-        let call = match plan.mode.wants_iotlb() {
-            true => SET_RUNNING_IOTLB,
-            false => SET_RUNNING,
-        };
-        self.call(call, None, |kernel| kernel.set_running(true))?;
-        info!(
-            "vhost-vsock CID {}: running, IOTLB {}, features {}",
-            activation.cid, plan.mode, plan.features
-        );
-        Ok(iotlb)
-    }
-
-    fn set_features(&self, plan: Plan) -> Result<(), Error> {
-        self.call(SET_FEATURES, None, |kernel| {
-            kernel.set_features(plan.features)
-        })
-    }
-
-    /// Asks by behaviour: an update is taken exactly when the IOTLB is on. It maps
-    /// what mode off gives the kernel anyway.
-    fn iotlb_stayed_on(&self, activation: &Activation<'_>) -> bool {
-        let region = activation.memory.regions()[0];
-        let update = Command::Update(Mapping {
-            range: match region.gpa().at(Iova(region.gpa().first().raw())) {
-                Some(range) => range,
-                None => return false,
-            },
-            host: region.hva().first(),
-            access: Access::ReadWrite,
-        });
-        update
-            .encode(MessageFormat::V1)
-            .all(|message| self.kernel.send(&message).is_ok())
-    }
-
-    fn set_vring(
-        &self,
-        activation: &Activation<'_>,
-        plan: Plan,
-        queue: QueueIndex,
-        rings: &Rings,
-    ) -> Result<(), Error> {
-        let setup = &activation.queues[queue.number() as usize];
-        let host = |range: Range<_>| {
-            let gpa = plan.gpa(range.first())?;
-            Some(activation.memory.host(&range.at(gpa)?)?.first().raw())
-        };
-        let address = |range: Range<_>| match plan.iova(range.first()) {
-            Some(iova) => Some(iova.raw()),
-            None => host(range),
-        };
-        let (Some(desc), Some(avail), Some(used)) = (
-            address(rings.desc),
-            address(rings.avail),
-            address(rings.used),
-        ) else {
-            // check_queues has found all of them in memory.
-            unreachable!("a checked ring has an address");
-        };
-        let addresses = VringAddresses { desc, avail, used };
-        let error = &self.errors[queue.number() as usize];
-        let queue_call = |call, f: &dyn Fn(&dyn Vhost) -> io::Result<()>| {
-            self.call(call, Some(queue), |kernel| f(kernel))
-        };
-        use std::os::fd::AsFd;
-        queue_call("VHOST_SET_VRING_NUM", &|k| {
-            k.set_vring_num(queue, setup.size)
-        })?;
-        queue_call("VHOST_SET_VRING_BASE", &|k| {
-            k.set_vring_base(queue, setup.base)
-        })?;
-        queue_call("VHOST_SET_VRING_ADDR", &|k| {
-            k.set_vring_addr(queue, addresses)
-        })?;
-        queue_call("VHOST_SET_VRING_KICK", &|k| {
-            k.set_vring_kick(queue, Some(setup.kick))
-        })?;
-        queue_call("VHOST_SET_VRING_CALL", &|k| {
-            k.set_vring_call(queue, Some(setup.call))
-        })?;
-        queue_call("VHOST_SET_VRING_ERR", &|k| {
-            k.set_vring_err(queue, Some(error.as_fd()))
-        })
-    }
-
-    fn start_iotlb(
-        &self,
-        activation: &Activation<'_>,
-        plan: Plan,
-        addressing: &Addressing,
-        rings: &[Rings; 2],
-    ) -> Result<Option<Arc<Iotlb>>, Error> {
-        let translator: Arc<dyn Translator> = match addressing {
-            Addressing::Off => return Ok(None),
-            Addressing::Identity => Arc::new(Identity(activation.memory.clone())),
-            Addressing::Restricted(window) => window.clone(),
-            Addressing::Translated(translator) => translator.clone(),
-        };
-        let iotlb = Arc::new(Iotlb::new(
-            self.kernel.clone(),
-            activation.memory.clone(),
-            translator,
-            activation.messages,
-            self.table_limit,
-        ));
-        if let Addressing::Restricted(window) = addressing {
-            window.attach(&iotlb)?;
-        }
-        let told = plan.features;
-        let off = |source| match source {
-            IotlbError::Send { .. } => Error::IotlbOff { told, source },
-            other => other.into(),
-        };
-        iotlb.preload().map_err(off)?;
-        for (queue, rings) in QueueIndex::ALL.into_iter().zip(rings) {
-            for (part, range) in rings.parts() {
-                let iovas = plan.iova(range.first()).and_then(|first| range.at(first));
-                let accessible = match iovas {
-                    Some(iovas) => iotlb.require(iovas).map_err(off)?,
-                    None => false,
-                };
-                if !accessible {
-                    let mode = plan.mode;
-                    let source = QueueError::Inaccessible { part, range, mode };
-                    return Err(Error::Queue { queue, source });
-                }
-            }
-        }
-        Ok(Some(iotlb))
-    }
-
-    fn set_cid(&self, cid: GuestCid) -> Result<(), Error> {
-        self.kernel
-            .set_guest_cid(cid.raw())
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EADDRINUSE) => Error::CidInUse(cid),
-                _ => CallError::new("VHOST_VSOCK_SET_GUEST_CID", None, error).into(),
-            })
-    }
-
-    /// Lets go of the queues' event descriptors.
-    fn release(&self) {
+    fn unbind(&self, unbind: impl Fn(&dyn Vhost, QueueIndex) -> io::Result<()>) {
         for queue in QueueIndex::ALL {
-            for result in [
-                self.kernel.set_vring_kick(queue, None),
-                self.kernel.set_vring_call(queue, None),
-                self.kernel.set_vring_err(queue, None),
-            ] {
-                if let Err(error) = result {
-                    warn!("vhost-vsock: queue {queue} keeps an event descriptor: {error}");
-                }
+            if let Err(error) = unbind(&*self.kernel, queue) {
+                warn!("vhost-vsock: queue {queue} keeps an event descriptor: {error}");
             }
         }
-    }
-
-    fn call<T>(
-        &self,
-        call: &'static str,
-        queue: Option<QueueIndex>,
-        f: impl FnOnce(&dyn Vhost) -> io::Result<T>,
-    ) -> Result<T, Error> {
-        f(&*self.kernel).map_err(|error| CallError::new(call, queue, error).into())
     }
 }
 
 impl Drop for VhostVsock {
     /// A monitor may keep the descriptor open a little longer; the queues stop now.
     fn drop(&mut self) {
-        if self.is_running() {
-            let _ = self.kernel.set_running(false);
+        // Nobody is left to be told of a failure.
+        let _ = self.reset();
+    }
+}
+
+/// A buffer made available before the start may have had its notification already,
+/// and one used before a stop may not: signal both ways.
+fn signal_all(queues: &[QueueSetup<'_>; 2]) -> Result<(), Error> {
+    for queue in queues {
+        signal(queue.kick)?;
+        if queue.base != 0 {
+            signal(queue.call)?;
         }
     }
+    Ok(())
 }
 
 fn signal(event: BorrowedFd<'_>) -> Result<(), Error> {
     let event = event.try_clone_to_owned().map_err(Error::Event)?;
     EventFd::from(event).signal().map_err(Error::Event)
-}
-
-/// Checks both queues; where the driver writes guest physical addresses, each
-/// ring must lie in one region of memory.
-fn check_queues(activation: &Activation<'_>, plan: Plan) -> Result<[Rings; 2], Error> {
-    let check = |queue: QueueIndex| {
-        let setup = &activation.queues[queue.number() as usize];
-        let rings = setup.rings()?;
-        for (part, range) in rings.parts() {
-            let guest = plan.gpa(range.first()).and_then(|first| range.at(first));
-            let outside = guest.is_some_and(|guest| activation.memory.host(&guest).is_none());
-            if outside {
-                return Err(QueueError::OutsideMemory { part, range });
-            }
-        }
-        Ok(rings)
-    };
-    let check = |queue| check(queue).map_err(|source| Error::Queue { queue, source });
-    Ok([check(QueueIndex::Rx)?, check(QueueIndex::Tx)?])
 }

@@ -73,6 +73,9 @@ pub enum Error {
     /// A call that has no meaning of its own here failed.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// Address space for a stopped device's rings could not be reserved.
+    #[error("the queues cannot be stopped: no address space is left to move their rings to")]
+    Reserve(#[source] io::Error),
     /// An eventfd could not be made, cloned or signalled.
     #[error("an event descriptor failed: {0}")]
     Event(#[source] io::Error),

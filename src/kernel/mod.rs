@@ -3,8 +3,9 @@
 //! The kernel path: the host kernel's vhost-vsock moves the data, this module
 //! programs it and serves its IOTLB.
 //!
-//! Follow a feature bit: [`compat`](crate::compat) decides, [`device`] tells the
-//! kernel through [`ioctl`]. Follow an address: [`queue`] checks it, the
+//! Follow a feature bit: [`compat`](crate::compat) decides, `setup` tells the
+//! kernel through [`ioctl`]. Follow a life: [`device`] has the states, `setup` starts,
+//! `pause` stops. Follow an address: [`queue`] checks it, the
 //! [`Plan`](crate::compat::Plan) says in which sense it is read, [`iotlb`] says
 //! where it leads. Follow a failure: [`monitor`] hears of it, [`error`] words it.
 //!
@@ -17,8 +18,10 @@ pub mod error;
 pub mod ioctl;
 pub mod iotlb;
 pub mod monitor;
+mod pause;
 pub mod probe;
 pub mod queue;
+mod setup;
 
 pub use device::{Activation, Addressing, VhostVsock};
 pub use error::Error;

@@ -50,9 +50,16 @@ pub struct Iotlb {
     memory: MemoryMap,
     translator: Arc<dyn Translator>,
     format: MessageFormat,
-    table: Mutex<Table>,
+    mirror: Mutex<Mirror>,
     counters: Counters,
     complaints: RateLimit,
+}
+
+/// What the kernel was told.
+struct Mirror {
+    table: Table,
+    /// The device was stopped: the kernel is told nothing more.
+    closed: bool,
 }
 
 impl std::fmt::Debug for Iotlb {
@@ -138,7 +145,10 @@ impl Iotlb {
             memory,
             translator,
             format,
-            table: Mutex::new(Table::new(table_limit)),
+            mirror: Mutex::new(Mirror {
+                table: Table::new(table_limit),
+                closed: false,
+            }),
             counters: Counters::default(),
             complaints: RateLimit::default(),
         }
@@ -151,28 +161,36 @@ impl Iotlb {
 
     /// Tells the kernel all that the translator gives in advance.
     pub(super) fn preload(&self) -> Result<(), IotlbError> {
-        let mut table = self.lock();
+        let mut mirror = self.lock();
         let mut commands = Vec::new();
-        if let Some(all) = Range::inclusive(Iova(0), Iova(u64::MAX)) {
-            self.map_preloads(&mut table, all, &mut commands);
-        }
+        self.map_preloads(&mut mirror.table, Range::everything(), &mut commands);
+        self.send(&commands)
+    }
+
+    /// Takes everything back, for good: no queue reaches any memory when this
+    /// returns, and no miss is answered any more.
+    pub(super) fn close(&self) -> Result<(), IotlbError> {
+        let mut mirror = self.lock();
+        mirror.closed = true;
+        let mut commands = Vec::new();
+        mirror.table.unmap(Range::everything(), &mut commands);
         self.send(&commands)
     }
 
     /// Makes sure that the kernel can read and write all of `range`; `false` when
     /// the translator does not let it.
     pub(super) fn require(&self, range: Range<Iova>) -> Result<bool, IotlbError> {
-        let mut table = self.lock();
+        let mut mirror = self.lock();
         let mut next = range.first();
         loop {
-            let mapping = match table.covering(next) {
+            let mapping = match mirror.table.covering(next) {
                 Some(mapping) => mapping,
                 None => {
                     let Some(mapping) = self.translate(next) else {
                         return Ok(false);
                     };
                     let mut commands = Vec::new();
-                    table.map(mapping, &mut commands);
+                    mirror.table.map(mapping, &mut commands);
                     self.send(&commands)?;
                     mapping
                 }
@@ -217,16 +235,19 @@ impl Iotlb {
     /// there and is told what the translator now gives in advance. When this
     /// returns, no queue uses the old translation.
     pub fn changed(&self, range: Range<Iova>) -> Result<(), IotlbError> {
-        let mut table = self.lock();
+        let mut mirror = self.lock();
+        if mirror.closed {
+            return Ok(());
+        }
         let mut commands = Vec::new();
-        table.unmap(range, &mut commands);
-        self.map_preloads(&mut table, range, &mut commands);
+        mirror.table.unmap(range, &mut commands);
+        self.map_preloads(&mut mirror.table, range, &mut commands);
         self.send(&commands)
     }
 
     /// What the service has done so far.
     pub fn stats(&self) -> Stats {
-        let table = self.lock();
+        let table = &self.lock().table;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             misses: load(&self.counters.misses),
@@ -243,7 +264,10 @@ impl Iotlb {
     fn answer(&self, miss: Miss) -> Result<Option<Denial>, IotlbError> {
         let Miss { iova, access } = miss;
         count(&self.counters.misses);
-        let mut table = self.lock();
+        let mut mirror = self.lock();
+        if mirror.closed {
+            return Ok(None);
+        }
         let mapping = self.translate(iova);
         let Some(mapping) = mapping.filter(|mapping| mapping.access.allows(access)) else {
             count(&self.counters.denials);
@@ -252,11 +276,11 @@ impl Iotlb {
             }
             return Ok(Some(Denial { iova, access }));
         };
-        if table.covering(iova).is_some() {
+        if mirror.table.covering(iova).is_some() {
             count(&self.counters.repeats);
         }
         let mut commands = Vec::new();
-        table.map(mapping, &mut commands);
+        mirror.table.map(mapping, &mut commands);
         debug!(
             "vhost-vsock: miss at IOVA {iova} ({access}), mapped {}",
             mapping.range
@@ -321,8 +345,8 @@ impl Iotlb {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Mirror> {
+        self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

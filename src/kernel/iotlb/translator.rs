@@ -40,16 +40,11 @@ pub trait Translator: Send + Sync {
 fn same(range: Range<Gpa>) -> Translation {
     Translation {
         // Both are 64-bit spaces and the start does not move: never out of range.
-        range: range.at(Iova(range.first().raw())).unwrap_or(full()),
+        range: range
+            .at(Iova(range.first().raw()))
+            .unwrap_or(Range::everything()),
         gpa: range.first(),
         access: Access::ReadWrite,
-    }
-}
-
-fn full<A: Address>() -> Range<A> {
-    match Range::inclusive(A::new(0), A::new(u64::MAX)) {
-        Some(range) => range,
-        None => unreachable!("0 is not above u64::MAX"),
     }
 }
 
@@ -225,7 +220,9 @@ impl Translator for Window {
     }
 
     fn preload(&self, range: Range<Iova>) -> Vec<Translation> {
-        let wanted = range.at(Gpa(range.first().raw())).unwrap_or(full());
+        let wanted = range
+            .at(Gpa(range.first().raw()))
+            .unwrap_or(Range::everything());
         let shared = lock(&self.shared);
         let parts = shared.iter().filter_map(|old| old.intersection(&wanted));
         parts.map(same).collect()
@@ -285,7 +282,7 @@ mod tests {
             |page: u64, pages, hva| Region::new(Gpa(page * PAGE), Hva(hva), pages * PAGE).unwrap();
         let memory = MemoryMap::new(vec![region(1, 2, 0x7000_0000), region(8, 1, 0x6000_0000)]);
         let identity = Identity(memory.unwrap());
-        assert_eq!(identity.preload(full()).len(), 2);
+        assert_eq!(identity.preload(Range::everything()).len(), 2);
         let found = identity.translate(Iova(2 * PAGE)).unwrap();
         assert_eq!(found.range.first(), Iova(PAGE));
         assert_eq!(found.gpa, Gpa(PAGE));
