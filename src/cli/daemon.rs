@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::vm::{help, Spec, Vm};
+use crosvm_vsock::userspace::host::HostPlace;
+
+use super::vm::{help, Backend, Spec, Vm};
 
 /// Which VMs to serve, and how.
 #[derive(Args, Debug)]
@@ -24,6 +26,13 @@ pub struct Arguments {
 
     #[command(flatten)]
     single: Single,
+
+    /// What moves the data of a VM that does not say it itself: userspace (this process,
+    /// Unix sockets), kernel (/dev/vhost-vsock, host programs use AF_VSOCK), or auto
+    /// (userspace where --uds-path or --forward-cid is given, else kernel)
+    /// [default: userspace].
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<String>,
 
     /// What to log: error, warn, info, debug, trace, or as RUST_LOG has it.
     #[arg(long, value_name = "LEVEL")]
@@ -107,7 +116,10 @@ impl Arguments {
             (true, true) => anyhow::bail!("no VM to serve: say --vm, see --help"),
         };
         let mut vms = Vec::new();
-        for (name, spec) in specs {
+        for (name, mut spec) in specs {
+            if let Some(backend) = &self.backend {
+                spec.set_default("backend", backend)?;
+            }
             vms.push(spec.build().map_err(|e| anyhow::anyhow!("{name}: {e}"))?);
         }
         check_together(&vms)?;
@@ -131,14 +143,16 @@ fn check_together(vms: &[Vm]) -> anyhow::Result<()> {
     let mut cids = HashSet::new();
     let mut paths: HashSet<PathBuf> = HashSet::new();
     for vm in vms {
-        let cid = vm.config.cid;
+        let cid = vm.cid;
         anyhow::ensure!(
             cids.insert(cid),
             "two VMs have CID {cid}: each needs its own"
         );
         let mut own = vec![vm.socket.clone()];
-        if let crosvm_vsock::userspace::host::HostPlace::Unix(path) = &vm.config.host {
-            own.push(path.clone());
+        if let Backend::Userspace(config) = &vm.backend {
+            if let HostPlace::Unix(path) = &config.host {
+                own.push(path.clone());
+            }
         }
         for path in own {
             let text = path.display().to_string();
@@ -212,8 +226,7 @@ mod file {
                 .iter()
                 .map(|(_, spec)| spec.build().unwrap())
                 .collect();
-            assert_eq!(vms[0].config.groups, ["a", "b"]);
-            assert_eq!(vms[1].config.cid.raw(), 5);
+            assert_eq!((vms[0].cid.raw(), vms[1].cid.raw()), (3, 5));
         }
 
         #[test]

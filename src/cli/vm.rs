@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crosvm_vsock::address::{Cid, GuestCid, Port};
+use crosvm_vsock::kernel::VhostVsock;
 use crosvm_vsock::userspace::host::HostPlace;
 use crosvm_vsock::userspace::hybrid::Reply;
+use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
 use crosvm_vsock::userspace::Config;
 
 /// The CID of a VM that names none (as `vhost-device-vsock` has it).
@@ -91,8 +93,13 @@ pub enum SpecError {
     },
     #[error("`socket` is missing: the path of the vhost-user socket for the VMM")]
     NoSocket,
-    #[error("either `uds-path` (host programs on Unix sockets) or `forward-cid` (on the host's vsock) is needed")]
+    #[error(
+        "either `uds-path` (host programs on Unix sockets) or `forward-cid` (on the host's vsock) is needed, \
+         or `backend=kernel`"
+    )]
     NoPlace,
+    #[error("`{0}` has no meaning with `backend=kernel`: host programs use AF_VSOCK there")]
+    NotForKernel(&'static str),
     #[error("`uds-path` and `forward-cid` exclude each other")]
     TwoPlaces,
     #[error("`forward-listen` needs `forward-cid`")]
@@ -119,8 +126,24 @@ pub fn help() -> String {
 pub struct Vm {
     /// The vhost-user socket.
     pub socket: PathBuf,
-    /// The device.
-    pub config: Config,
+    /// The guest's CID.
+    pub cid: GuestCid,
+    /// What moves the data.
+    pub backend: Backend,
+}
+
+/// What moves a VM's data.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// This process.
+    Userspace(Config),
+    /// The host kernel's vhost-vsock.
+    Kernel {
+        /// The device file.
+        device: PathBuf,
+        /// The largest queue that a driver may set up.
+        max_queue_size: u16,
+    },
 }
 
 impl Spec {
@@ -146,6 +169,14 @@ impl Spec {
         }
         self.values.push((key, value.to_owned()));
         Ok(())
+    }
+
+    /// Notes one setting, unless it was made.
+    pub fn set_default(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
+        match self.set(key, value) {
+            Err(SpecError::Twice(_)) => Ok(()),
+            result => result,
+        }
     }
 
     /// Whether nothing was said.
@@ -228,13 +259,50 @@ impl Spec {
             value: e.0.to_string(),
             expected: "a guest's CID",
         })?;
-        let socket = self.get("socket").ok_or(SpecError::NoSocket)?;
+        let socket = PathBuf::from(self.get("socket").ok_or(SpecError::NoSocket)?);
+        let expected = "a queue size (2 to 32768)";
+        let queue_size = self.number("queue-size", 2, 32768, expected)?;
+        let max_queue_size = queue_size.map_or(MAX_QUEUE_SIZE, |size| size as u16);
+        let backend = if self.is_kernel()? {
+            let device = self.get("device").unwrap_or(VhostVsock::PATH);
+            Backend::Kernel {
+                device: PathBuf::from(device),
+                max_queue_size,
+            }
+        } else {
+            Backend::Userspace(self.userspace(cid, max_queue_size)?)
+        };
+        Ok(Vm {
+            socket,
+            cid,
+            backend,
+        })
+    }
+
+    /// Whether the kernel moves the data.
+    fn is_kernel(&self) -> Result<bool, SpecError> {
+        const ELSEWHERE: [&str; 3] = ["uds-path", "forward-cid", "forward-listen"];
+        let elsewhere = ELSEWHERE.into_iter().find(|key| self.get(key).is_some());
+        match self.get("backend").unwrap_or("userspace") {
+            "userspace" => Ok(false),
+            "auto" => Ok(elsewhere.is_none()),
+            "kernel" => match elsewhere {
+                Some(key) => Err(SpecError::NotForKernel(key)),
+                None => Ok(true),
+            },
+            other => Err(SpecError::Value {
+                key: "backend",
+                value: other.to_owned(),
+                expected: "userspace, kernel or auto",
+            }),
+        }
+    }
+
+    fn userspace(&self, cid: GuestCid, max_queue_size: u16) -> Result<Config, SpecError> {
         let mut config = Config::new(cid, self.place()?);
+        config.max_queue_size = max_queue_size;
         if let Some(groups) = self.list("groups") {
             config.groups = groups.into_iter().map(str::to_owned).collect();
-        }
-        if let Some(size) = self.number("queue-size", 2, 32768, "a queue size (2 to 32768)")? {
-            config.max_queue_size = size as u16;
         }
         if let Some(reply) = self.get("reply") {
             config.reply = match reply {
@@ -268,10 +336,7 @@ impl Spec {
         )? {
             limits.handshake = Duration::from_millis(time);
         }
-        Ok(Vm {
-            socket: PathBuf::from(socket),
-            config,
-        })
+        Ok(config)
     }
 }
 
@@ -283,32 +348,49 @@ mod tests {
         Spec::parse(text)?.build()
     }
 
+    fn userspace(text: &str) -> Config {
+        match build(text).unwrap().backend {
+            Backend::Userspace(config) => config,
+            kernel => panic!("{kernel:?}"),
+        }
+    }
+
     #[test]
     fn cuttlefishs_line() {
-        let vm =
-            build("guest-cid=7,socket=/t/vhost.socket,uds-path=/t/vm.vsock,groups=a+b").unwrap();
+        let line = "guest-cid=7,socket=/t/vhost.socket,uds-path=/t/vm.vsock,groups=a+b";
+        let vm = build(line).unwrap();
         assert_eq!(vm.socket, PathBuf::from("/t/vhost.socket"));
-        assert_eq!(vm.config.cid.raw(), 7);
-        assert_eq!(vm.config.host, HostPlace::Unix("/t/vm.vsock".into()));
-        assert_eq!(vm.config.groups, ["a", "b"]);
+        assert_eq!(vm.cid.raw(), 7);
+        let config = userspace(line);
+        assert_eq!(config.host, HostPlace::Unix("/t/vm.vsock".into()));
+        assert_eq!(config.groups, ["a", "b"]);
     }
 
     #[test]
     fn both_spellings() {
-        let vm =
-            build("guest_cid=4,socket=s,uds_path=u,tx_buffer_size=32768,queue_size=256").unwrap();
-        assert_eq!(vm.config.max_queue_size, 256);
-        assert_eq!(vm.config.limits.buf_alloc, 32768);
+        let config =
+            userspace("guest_cid=4,socket=s,uds_path=u,tx_buffer_size=32768,queue_size=256");
+        assert_eq!(config.max_queue_size, 256);
+        assert_eq!(config.limits.buf_alloc, 32768);
     }
 
     #[test]
     fn forwarding() {
-        let vm = build("guest-cid=5,socket=s,forward-cid=1,forward-listen=9001+9002").unwrap();
+        let config = userspace("guest-cid=5,socket=s,forward-cid=1,forward-listen=9001+9002");
         let place = HostPlace::Vsock {
             cid: Cid(1),
             listen: vec![Port(9001), Port(9002)],
         };
-        assert_eq!(vm.config.host, place);
+        assert_eq!(config.host, place);
+    }
+
+    #[test]
+    fn backends() {
+        let kernel = |text: &str| matches!(build(text).unwrap().backend, Backend::Kernel { .. });
+        assert!(kernel("socket=s,backend=kernel"));
+        assert!(kernel("socket=s,backend=auto,device=/dev/other"));
+        assert!(!kernel("socket=s,backend=auto,uds-path=u"));
+        assert!(!kernel("socket=s,uds-path=u"));
     }
 
     #[test]
@@ -340,6 +422,11 @@ mod tests {
                 "`a` is not a vsock port",
             ),
             ("socket=s,uds-path=u,reply=x", "guest-port or host-port"),
+            ("socket=s,backend=x", "userspace, kernel or auto"),
+            (
+                "socket=s,uds-path=u,backend=kernel",
+                "`uds-path` has no meaning with",
+            ),
         ] {
             let error = build(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");

@@ -9,27 +9,50 @@
 mod notify;
 mod signals;
 
+use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
+use crosvm_vsock::address::GuestCid;
 use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::{poll, EventFd};
+use crosvm_vsock::kernel::VhostVsock;
+use crosvm_vsock::path::DataPath;
+use crosvm_vsock::userspace::host::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
 use crosvm_vsock::userspace::UserspacePath;
+use crosvm_vsock::vhost_user::kernel_path::KernelPath;
 use crosvm_vsock::vhost_user::worker::Worker;
 use log::info;
 
 use self::notify::notify;
 use self::signals::Signals;
-use crate::cli::vm::Vm;
+use crate::cli::vm::{Backend, Vm};
+
+/// A VM that can be run on a thread of its own.
+struct Ready {
+    cid: GuestCid,
+    stop: Arc<EventFd>,
+    run: Box<dyn FnOnce() -> io::Result<()> + Send>,
+}
 
 /// A VM's thread.
 struct Running {
     stop: Arc<EventFd>,
     thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Ready {
+    fn new<P: DataPath + Send + 'static>(cid: GuestCid, worker: Worker<P>) -> Self {
+        Self {
+            cid,
+            stop: worker.stop_event(),
+            run: Box::new(|| worker.run()),
+        }
+    }
 }
 
 /// Serves `vms` until a signal.
@@ -48,21 +71,19 @@ fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
     let signals = Signals::block().context("cannot wait for signals")?;
     signals::raise_descriptor_limit();
     let neighbourhood = Arc::default();
-    let mut workers = Vec::new();
+    let mut all = Vec::new();
     for vm in vms {
-        let cid = vm.config.cid;
-        let worker = prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?;
-        workers.push((cid, worker));
+        let cid = vm.cid;
+        all.push(prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?);
     }
     let failed = Arc::new(EventFd::new().context("no event to wait for")?);
     let mut running = Vec::new();
-    for (cid, worker) in workers {
+    for Ready { cid, stop, run } in all {
         let failed = failed.clone();
-        let stop = worker.stop_event();
         let thread = std::thread::Builder::new()
             .name(format!("vsock-{cid}"))
             .spawn(move || {
-                let result = worker.run().with_context(|| format!("vm {cid}"));
+                let result = run().with_context(|| format!("vm {cid}"));
                 if result.is_err() {
                     failed.signal().context("cannot report a failure")?;
                 }
@@ -78,10 +99,39 @@ fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
     finish(running)
 }
 
-fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Worker<UserspacePath>> {
+fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> {
     let epoll = Arc::new(Epoll::new().context("no event loop")?);
-    let path = UserspacePath::new(vm.config, neighbourhood, epoll)?;
-    Ok(Worker::new(&vm.socket, path)?)
+    let Vm {
+        socket,
+        cid,
+        backend,
+    } = vm;
+    match backend {
+        Backend::Userspace(config) => {
+            match &config.host {
+                HostPlace::Unix(path) => {
+                    info!(
+                        "vm {cid}: userspace path, host programs around {}",
+                        path.display()
+                    );
+                }
+                HostPlace::Vsock { cid: to, .. } => {
+                    info!("vm {cid}: userspace path, forwarded to vsock CID {to}");
+                }
+            }
+            let path = UserspacePath::new(config, neighbourhood, epoll)?;
+            Ok(Ready::new(cid, Worker::new(&socket, path)?))
+        }
+        Backend::Kernel {
+            device,
+            max_queue_size,
+        } => {
+            info!("vm {cid}: kernel path through {}", device.display());
+            let open = Box::new(move || VhostVsock::open(&device));
+            let path = KernelPath::new(cid, max_queue_size, open, epoll)?;
+            Ok(Ready::new(cid, Worker::new(&socket, path)?))
+        }
+    }
 }
 
 /// Ends all threads; the first one's error, if there is one.

@@ -174,7 +174,7 @@ impl<P: DataPath> Front<P> {
         let activation = Activation {
             memory,
             queues: [self.queue(RX)?, self.queue(TX)?, self.queue(EVENT)?],
-            features: acked,
+            features: acked - Feature::PROTOCOL_FEATURES.set(),
             resumed,
         };
         self.path

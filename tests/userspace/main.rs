@@ -12,5 +12,6 @@ mod conformance_shutdown;
 mod conformance_siblings;
 mod front_ends;
 mod harness;
+mod kernel_path;
 mod limits;
 mod property;
