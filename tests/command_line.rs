@@ -269,6 +269,19 @@ fn an_idle_daemon_uses_no_cpu() {
     end(child, libc::SIGTERM);
 }
 
+#[test]
+fn sockets_of_a_process_that_lives_are_left_to_it() {
+    let dir = TempDir::new().unwrap();
+    let arguments = vm_arguments(&dir, &[3]);
+    let first = start(&dir, &arguments);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, text) = run(&arguments);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("vm3.vsock is in use"), "{text}");
+    UnixStream::connect(dir.path().join("vm3.vsock")).unwrap();
+    assert_eq!(end(first, libc::SIGTERM).0, 0);
+}
+
 /// What runs beside it in the same directory is not touched.
 #[test]
 fn a_listener_of_somebody_else_is_not_removed_at_the_end() {

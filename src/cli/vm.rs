@@ -27,6 +27,11 @@ const KEYS: &[(&str, &str)] = &[
         "Unix socket to create for host programs; those that the guest reaches listen at PATH_PORT",
     ),
     (
+        "backend",
+        "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel",
+    ),
+    ("device", "the kernel's device file for the backend kernel"),
+    (
         "forward-cid",
         "vsock CID that the guest's connections are forwarded to, instead of uds-path",
     ),

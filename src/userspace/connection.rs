@@ -401,8 +401,13 @@ impl Connection {
             self.message = None;
             self.shut(Direction::Read);
         }
-        if self.guest_closed.send && !before.send && self.outbox.is_empty() {
-            self.shut(Direction::Write);
+        if self.guest_closed.send && !before.send {
+            if self.socket_type == SocketType::SeqPacket {
+                self.outbox.abandon_message();
+            }
+            if self.outbox.is_empty() {
+                self.shut(Direction::Write);
+            }
         }
         self.guest_closed.is_both()
     }

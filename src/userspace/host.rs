@@ -12,7 +12,7 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use log::{debug, info};
+use log::debug;
 
 use super::connection::{Greeting, Key, State};
 use super::hybrid::{self, Line};
@@ -87,20 +87,27 @@ pub(super) struct Client {
     deadline: Instant,
 }
 
-/// Removes what a process before this one has left at `path`, if it is a socket.
-pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
+/// Removes the socket that a process before this one has left at `path`. An error:
+/// somebody listens there, or it is no socket.
+pub fn remove_stale_socket(path: &Path, socket_type: SocketType) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
+    let in_the_way = |what| {
+        let why = format!("{} {what}", path.display());
+        Err(io::Error::new(io::ErrorKind::AddrInUse, why))
+    };
     match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path),
-        Ok(_) => Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            format!(
-                "{} is there and is not a socket: remove it or choose another path",
-                path.display()
-            ),
-        )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return in_the_way("is there and is not a socket: remove it or choose another path");
+        }
+        Ok(_) => {}
+    }
+    match Socket::connect_unix(path.as_os_str(), socket_type) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        _ => in_the_way("is in use: another process listens there"),
     }
 }
 
@@ -118,7 +125,7 @@ impl HostSide {
                     ),
                 ];
                 for (path, socket_type) in paths {
-                    remove_stale_socket(&path)?;
+                    remove_stale_socket(&path, socket_type)?;
                     listeners.push(Listener {
                         socket: Socket::listen_unix(path.as_os_str(), socket_type).map_err(
                             |e| {
@@ -539,7 +546,7 @@ impl Muxer {
                 }
             }
             State::Asked(_) if interest.hung_up() => {
-                info!("vm {}: a client left before the guest answered", self.guest);
+                debug!("vm {}: a client left before the guest answered", self.guest);
                 self.abort(id);
             }
             State::Established | State::Lingering => {

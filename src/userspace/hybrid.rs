@@ -73,6 +73,10 @@ pub fn read_line(socket: &Socket, socket_type: SocketType) -> io::Result<Line> {
         None if socket.read_closed() => return Ok(Line::Gone),
         None => return Ok(Line::Partial),
     };
+    if socket_type == SocketType::SeqPacket && socket.next_message_len()? != end + 1 {
+        // What is behind the line in its message would be lost with it.
+        return Ok(Line::Nonsense);
+    }
     let mut line = [0u8; MAX_LINE];
     socket.receive_bytes(&mut line[..=end])?;
     Ok(parse(&line[..end]).map_or(Line::Nonsense, Line::Connect))
@@ -158,6 +162,16 @@ mod tests {
         ] {
             assert_eq!(parse(line), None, "{line:?}");
         }
+    }
+
+    #[test]
+    fn a_message_is_the_line_and_nothing_else() {
+        let (client, socket) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let look = || read_line(&socket, SocketType::SeqPacket).unwrap();
+        say(&client, b"CONNECT 42\n");
+        assert_eq!(look(), Line::Connect(Port(42)));
+        say(&client, b"CONNECT 42\nmore");
+        assert_eq!(look(), Line::Nonsense);
     }
 
     #[test]

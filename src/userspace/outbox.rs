@@ -33,7 +33,7 @@ impl Outbox {
         self.bytes.is_empty() && self.messages.is_empty()
     }
 
-    /// Appends the bytes of `segments`.
+    /// Appends the bytes of `segments`; of a message, those that come next.
     pub fn push(&mut self, segments: &[Segment<'_>]) {
         let mut chunk = [0u8; 4096];
         for segment in segments {
@@ -50,6 +50,12 @@ impl Outbox {
     /// Ends the message under way.
     pub fn end_message(&mut self) {
         self.messages.push_back(std::mem::take(&mut self.open));
+    }
+
+    /// Forgets the message under way: its end will not come.
+    pub fn abandon_message(&mut self) {
+        let complete = self.bytes.len() - std::mem::take(&mut self.open);
+        self.bytes.truncate(complete);
     }
 
     /// Forgets everything; how many bytes that were.
@@ -73,7 +79,6 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
         }
-        self.open = self.bytes.len();
         self.release();
         Ok(total)
     }
@@ -104,5 +109,59 @@ impl Outbox {
         if self.bytes.is_empty() {
             self.bytes = VecDeque::new();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::userspace::packet::SocketType;
+
+    fn outbox(bytes: &[u8]) -> Outbox {
+        Outbox {
+            bytes: bytes.iter().copied().collect(),
+            messages: VecDeque::new(),
+            open: bytes.len(),
+        }
+    }
+
+    #[test]
+    fn messages_leave_whole_and_the_one_under_way_stays() {
+        let (socket, peer) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let mut outbox = outbox(b"one");
+        outbox.end_message();
+        outbox.bytes.extend(b"tw");
+        outbox.open = 2;
+        assert_eq!(outbox.flush_messages(&socket).unwrap(), 3);
+        let mut got = [0; 8];
+        assert_eq!(peer.receive_bytes(&mut got).unwrap(), 3);
+        assert_eq!((outbox.len(), outbox.is_empty()), (2, false));
+        outbox.abandon_message();
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn an_empty_message_is_one() {
+        let (socket, peer) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let mut outbox = Outbox::default();
+        outbox.end_message();
+        assert!(!outbox.is_empty());
+        outbox.flush_messages(&socket).unwrap();
+        assert!(outbox.is_empty());
+        assert_eq!(peer.next_message_len().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_full_socket_keeps_the_rest() {
+        let (socket, peer) = Socket::pair(SocketType::Stream).unwrap();
+        let mut outbox = outbox(&vec![7; 4 << 20]);
+        let mut total = outbox.flush_bytes(&socket).unwrap();
+        assert_eq!(outbox.len(), (4 << 20) - total);
+        let mut got = vec![0; 1 << 20];
+        while !outbox.is_empty() {
+            while peer.receive_bytes(&mut got).is_ok() {}
+            total += outbox.flush_bytes(&socket).unwrap();
+        }
+        assert_eq!(total, 4 << 20);
     }
 }

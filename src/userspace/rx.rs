@@ -73,8 +73,13 @@ impl<'m, 'r> Buffers<'m, 'r> {
             };
             let total = chain.buffers.map_or(0, |len| len as usize);
             if total < HEADER_LEN {
-                // Of no use to anybody: a header does not fit, or it is malformed.
                 self.arena.truncate(start);
+                if !self.posted.is_empty() {
+                    // Chains go back in order: this one once those before it are used.
+                    self.ring.unpop(1);
+                    break;
+                }
+                // Of no use to anybody: a header does not fit, or it is malformed.
                 self.ring.push_used(chain.head, 0);
                 continue;
             }

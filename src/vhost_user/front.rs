@@ -337,8 +337,13 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let kick = fd.ok_or_else(|| {
+            refuse(format_args!(
+                "queue {index} without a kick descriptor: this device does not poll"
+            ))
+        })?;
         let vring = self.vring(index.into())?;
-        vring.kick = fd.map(event_fd);
+        vring.kick = Some(event_fd(kick));
         vring.started = true;
         self.changed(index.into())
     }

@@ -27,6 +27,7 @@ use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
 use crate::path::{DataPath, PATH_KINDS};
 use crate::userspace::host::remove_stale_socket;
+use crate::userspace::packet::SocketType;
 
 const STOP: Token = Token::lasting(0, 0);
 const LISTENER: Token = Token::lasting(1, 0);
@@ -127,7 +128,7 @@ impl<P: DataPath> Worker<P> {
     /// Listens at `path` for front ends of `data_path`. A file left behind by a process
     /// before this one is replaced.
     pub fn new(path: &Path, data_path: P) -> io::Result<Self> {
-        remove_stale_socket(path)?;
+        remove_stale_socket(path, SocketType::Stream)?;
         let listener = UnixListener::bind(path).map_err(|e| {
             io::Error::new(
                 e.kind(),

@@ -324,6 +324,29 @@ fn malformed_buffers_in_the_receive_queue_come_back_unused() {
 }
 
 #[test]
+fn good_and_bad_buffers_in_turn_come_back_once_each() {
+    let vm = Vm::with(|_| {}, |g| g.rx.buffers = 1);
+    let (_guest, mut host) = vm.guest_connects(70);
+    let raw = vm.guest.raw();
+    let mut good = Vec::new();
+    let mut posted = Vec::new();
+    for _ in 0..20 {
+        let buffer = raw.alloc(4096, None).unwrap();
+        posted.push(raw.post(Queue::Rx, &[], buffer.segments()).unwrap());
+        let bad = [descriptor(BusAddr(0), 4096, descriptor_flags::WRITE, 0)];
+        posted.extend(raw.post_descriptors(Queue::Rx, &bad).unwrap());
+        good.push(buffer);
+    }
+    host.write_all(&[1; 20 * 4052]).unwrap();
+    let mut used = Vec::new();
+    while used.len() < posted.len() + 1 {
+        used.push(raw.wait_used(Queue::Rx, PATIENCE).unwrap().head);
+    }
+    // The first is the driver's own buffer.
+    assert_eq!(used[1..], posted);
+}
+
+#[test]
 fn an_available_index_that_cannot_be_stops_the_device_until_it_is_reset() {
     let vm = Vm::start();
     let (_guest, mut host) = vm.guest_connects(70);
