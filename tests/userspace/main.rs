@@ -10,6 +10,7 @@ mod conformance_hybrid;
 mod conformance_seqpacket;
 mod conformance_shutdown;
 mod conformance_siblings;
+mod forwarding;
 mod front_ends;
 mod harness;
 mod kernel_path;
