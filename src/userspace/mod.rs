@@ -88,7 +88,7 @@ pub const FEATURES: FeatureSet = FeatureSet::of(&[
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 /// What a VM's device is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The guest's CID.
     pub cid: GuestCid,

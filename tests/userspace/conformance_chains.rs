@@ -300,7 +300,7 @@ fn chains_that_say_nothing_of_whose_they_are() {
             .unwrap();
         }
     }
-    assert_eq!(vm.device.stats.malformed.get(), 4);
+    vm.device.assert_counted(|stats| &stats.malformed, 4);
     guest.write_all(b"fine").unwrap();
     host.read_exact(&mut [0; 4]).unwrap();
 }

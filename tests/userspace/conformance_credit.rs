@@ -161,7 +161,7 @@ fn more_data_than_credit_ends_the_connection_and_no_other() {
     }
     let mut rest = Vec::new();
     host.read_to_end(&mut rest).unwrap();
-    assert_eq!(vm.device.stats.violations.get(), 1);
+    vm.device.assert_counted(|stats| &stats.violations, 1);
     vm.assert_alive();
 }
 

@@ -75,7 +75,7 @@ fn a_packet_with_a_wrong_source_is_dropped() {
     }
     assert!(raw.recv(QUIET).is_err());
     drop(raw);
-    assert_eq!(vm.device.stats.wrong_source.get(), 3);
+    vm.device.assert_counted(|stats| &stats.wrong_source, 3);
     vm.assert_alive();
 }
 

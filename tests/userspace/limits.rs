@@ -19,7 +19,8 @@ fn connections() {
     let hosts: Vec<_> = (0..10).map(|_| accept(&listener)).collect();
     let error = connect().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-    assert_eq!(vm.device.stats.limit_connections.get(), 1);
+    vm.device
+        .assert_counted(|stats| &stats.limit_connections, 1);
     let _port = vm.guest.listen(50, SocketType::STREAM).unwrap();
     assert!(vm.device.dial(50).is_err());
     for (guest, mut host) in open.iter_mut().zip(&hosts) {
@@ -36,7 +37,7 @@ fn half_open_connections() {
     let silent: Vec<_> = (0..5).map(|_| vm.device.knock()).collect();
     let mut one_more = vm.device.knock();
     assert_eq!(one_more.read(&mut [0]).unwrap(), 0);
-    assert_eq!(vm.device.stats.limit_half_open.get(), 1);
+    vm.device.assert_counted(|stats| &stats.limit_half_open, 1);
     drop(silent);
     wait_until("there is room again", || {
         let _ = std::fs::remove_file(vm.device.port_path(70));

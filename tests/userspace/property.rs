@@ -3,7 +3,7 @@
 //! Random chunks, descriptor splits, ring sizes, features, credit and endings; every byte
 //! is checked. A failure names its seed: put it into `SEEDS`' place to see it again.
 //!
-//! `VSOCK_TEST_ROUNDS` asks for more rounds, `VSOCK_TEST_PACKETS` for a longer soak.
+//! `VSOCK_TEST_ROUNDS` asks for more rounds, `VSOCK_TEST_PACKETS` for another soak.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -178,10 +178,10 @@ fn random_packets_do_no_harm() {
     }
 }
 
-/// A million packets where asked for; what a test run can spare otherwise.
+/// A million packets.
 #[test]
 fn soak() {
-    let packets = asked("VSOCK_TEST_PACKETS", 60_000);
+    let packets = asked("VSOCK_TEST_PACKETS", 1_000_000);
     let vm = Vm::with(|_| {}, |g| g.tx.chunking = Chunking::Random(64));
     let (guest, mut host) = vm.guest_connects(70);
     let echo = std::thread::spawn({

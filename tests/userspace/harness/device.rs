@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The device under test, on a thread of this process.
+//! The device under test: on a thread of this process, or another program.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -13,19 +15,33 @@ use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::userspace::host::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
-use crosvm_vsock::userspace::stats::Stats;
+use crosvm_vsock::userspace::stats::{Counter, Stats};
 use crosvm_vsock::userspace::{Config, UserspacePath};
 use crosvm_vsock::vhost_user::worker::Worker;
 use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::{wait_until, PATIENCE};
+
+/// Names another program to test in place of this crate's device: one that takes the command
+/// line of `vhost-device-vsock`. Tests that need more than that say so and fail.
+const PROGRAM: &str = "VSOCK_TEST_DEVICE";
+
+/// What serves the VM.
+enum Server {
+    /// A thread of this process.
+    Thread(Arc<EventFd>, JoinHandle<io::Result<()>>),
+    /// Another program.
+    Program(Child),
+    /// Nothing any more.
+    Ended,
+}
 
 /// A running device; it ends when dropped.
 pub struct Device {
     dir: TempDir,
+    /// What it has counted; of another program nothing is known.
     pub stats: Arc<Stats>,
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<io::Result<()>>>,
+    server: Server,
 }
 
 impl Device {
@@ -36,8 +52,12 @@ impl Device {
     ) -> Self {
         let dir = TempDir::new().unwrap();
         let cid = GuestCid::new(cid).unwrap();
-        let mut config = Config::new(cid, HostPlace::Unix(dir.path().join("vm.vsock")));
+        let plain = Config::new(cid, HostPlace::Unix(dir.path().join("vm.vsock")));
+        let mut config = plain.clone();
         edit(&mut config);
+        if let Some(program) = std::env::var_os(PROGRAM) {
+            return Self::start_program(&program, dir, &plain, config);
+        }
         let epoll = Arc::new(Epoll::new().unwrap());
         let path = UserspacePath::new(config, neighbourhood, epoll).unwrap();
         let stats = path.stats();
@@ -50,8 +70,46 @@ impl Device {
         Self {
             dir,
             stats,
-            stop,
-            thread: Some(thread),
+            server: Server::Thread(stop, thread),
+        }
+    }
+
+    fn start_program(program: &OsStr, dir: TempDir, plain: &Config, mut config: Config) -> Self {
+        let path = dir.path().display();
+        let mut vm = format!(
+            "guest-cid={},socket={path}/vhost.socket,uds-path={path}/vm.vsock",
+            config.cid
+        );
+        if config.limits.buf_alloc != plain.limits.buf_alloc {
+            vm += &format!(",tx-buffer-size={}", config.limits.buf_alloc);
+            config.limits.buf_alloc = plain.limits.buf_alloc;
+        }
+        assert!(
+            config == *plain,
+            "not applicable: {PROGRAM} cannot be set up like this"
+        );
+        let child = Command::new(program).args(["--vm", &vm]).spawn().unwrap();
+        let device = Self {
+            dir,
+            stats: Arc::default(),
+            server: Server::Program(child),
+        };
+        // Looked at, not connected to: it may serve its first connection only.
+        wait_until("the program's sockets", || {
+            device.socket().exists() && device.uds().exists()
+        });
+        device
+    }
+
+    /// Whether another program is tested.
+    pub fn is_foreign() -> bool {
+        std::env::var_os(PROGRAM).is_some()
+    }
+
+    /// Fails unless one of the device's counters has this value.
+    pub fn assert_counted(&self, counter: impl FnOnce(&Stats) -> &Counter, expected: u64) {
+        if !Self::is_foreign() {
+            assert_eq!(counter(&self.stats).get(), expected);
         }
     }
 
@@ -99,19 +157,32 @@ impl Device {
 
     /// Ends the device; fails if it had failed.
     pub fn end(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.stop.signal().unwrap();
-            thread.join().unwrap().unwrap();
+        match std::mem::replace(&mut self.server, Server::Ended) {
+            Server::Thread(stop, thread) => {
+                stop.signal().unwrap();
+                thread.join().unwrap().unwrap();
+            }
+            Server::Program(mut child) => {
+                let ended = child.try_wait().unwrap();
+                child.kill().unwrap();
+                child.wait().unwrap();
+                assert_eq!(ended, None, "it had ended by itself");
+            }
+            Server::Ended => {}
         }
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.stop.signal().unwrap();
-        } else {
-            self.end();
+        if !std::thread::panicking() {
+            return self.end();
+        }
+        // The test has failed already: only leave nothing behind.
+        match &mut self.server {
+            Server::Thread(stop, _) => drop(stop.signal()),
+            Server::Program(child) => drop(child.kill().and_then(|()| child.wait())),
+            Server::Ended => {}
         }
     }
 }

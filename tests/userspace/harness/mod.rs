@@ -36,7 +36,7 @@ impl Vm {
 
     /// With device and guest as the two say.
     pub fn with(device: impl FnOnce(&mut Config), guest: impl FnOnce(&mut GuestConfig)) -> Self {
-        Self::among(&Arc::default(), 3, device, guest)
+        Self::new(Device::start(&Arc::default(), 3, device), 3, guest)
     }
 
     /// One of several VMs in a process.
@@ -46,7 +46,14 @@ impl Vm {
         device: impl FnOnce(&mut Config),
         guest: impl FnOnce(&mut GuestConfig),
     ) -> Self {
-        let device = Device::start(neighbourhood, cid, device);
+        assert!(
+            !Device::is_foreign(),
+            "not applicable: several VMs in one program"
+        );
+        Self::new(Device::start(neighbourhood, cid, device), cid, guest)
+    }
+
+    fn new(device: Device, cid: u64, guest: impl FnOnce(&mut GuestConfig)) -> Self {
         let mut config = GuestConfig {
             cid,
             ..GuestConfig::default()
