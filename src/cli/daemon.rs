@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crosvm_vsock::userspace::host::HostPlace;
+use crosvm_vsock::userspace::listener::HostPlace;
 
 use super::vm::{help, Backend, Spec, Vm};
 

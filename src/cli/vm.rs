@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crosvm_vsock::address::{Cid, GuestCid, Port};
 use crosvm_vsock::kernel::VhostVsock;
-use crosvm_vsock::userspace::host::HostPlace;
 use crosvm_vsock::userspace::hybrid::Reply;
+use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
 use crosvm_vsock::userspace::Config;
 

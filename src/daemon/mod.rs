@@ -21,7 +21,7 @@ use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::{poll, EventFd};
 use crosvm_vsock::kernel::VhostVsock;
 use crosvm_vsock::path::DataPath;
-use crosvm_vsock::userspace::host::HostPlace;
+use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
 use crosvm_vsock::userspace::UserspacePath;
 use crosvm_vsock::vhost_user::kernel_path::KernelPath;

@@ -22,8 +22,10 @@
 //! # Where things are
 //! - [`packet`] the header; [`credit`] flow control; [`ring`] the queues;
 //! - `connection` one connection's state; `muxer` all of them, the guest's side;
-//!   `host` the host's side; `tx` and `rx` move packets between rings and these;
-//! - [`hybrid`] how host programs ask; [`sibling`] how VMs of one process meet;
+//!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
+//!   between rings and these;
+//! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
+//!   one process meet;
 //! - [`socket`] system calls; `outbox`, `slab`, `timer`, `tokens` small parts;
 //! - [`limits`], [`stats`].
 //!
@@ -36,9 +38,10 @@
 
 mod connection;
 pub mod credit;
-pub mod host;
+mod host;
 pub mod hybrid;
 pub mod limits;
+pub mod listener;
 mod muxer;
 mod outbox;
 pub mod packet;
@@ -51,6 +54,7 @@ pub mod stats;
 mod timer;
 mod tokens;
 mod tx;
+mod upkeep;
 
 use std::io;
 use std::sync::Arc;
@@ -58,9 +62,9 @@ use std::time::{Duration, Instant};
 
 use log::{debug, error, info};
 
-use self::host::{HostPlace, HostSide};
 use self::hybrid::Reply;
 use self::limits::Limits;
+use self::listener::{HostPlace, HostSide};
 use self::muxer::Muxer;
 use self::ring::{Direction, RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};

@@ -3,9 +3,8 @@
 //! All connections of one VM: which packet is whose, and what becomes of it.
 //!
 //! This file is the guest's side: packets in ([`Muxer::packet`], [`Muxer::deliver`]), RSTs
-//! out, timers, and the books ([`Muxer::settle`]). The host's side, listeners and
-//! clients, is in `host.rs`; turning [`Wants`](super::connection::Wants) into packets
-//! in `rx.rs`.
+//! out. The host's side is in `host.rs`, timers and books in `upkeep.rs`; `rx.rs` turns
+//! [`Wants`](super::connection::Wants) into packets.
 //!
 //! Rules for RST (5.10.6.4 and `virtio_transport_recv_pkt`): a packet for no
 //! connection, of an unknown type or for nobody gets one, unless it is one itself; a
@@ -15,22 +14,22 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::{debug, warn};
 
 use super::connection::{Connection, Key, State};
-use super::host::{Client, HostSide, FIRST_HOST_PORT};
+use super::host::{Client, FIRST_HOST_PORT};
 use super::hybrid::Reply;
 use super::limits::Limits;
+use super::listener::HostSide;
 use super::packet::{Header, Op, SocketType};
 use super::sibling::Membership;
 use super::slab::{Id, Slab};
 use super::stats::Stats;
 use super::timer::Timers;
-use super::tokens;
 use crate::address::{Cid, GuestCid, Port};
-use crate::epoll::{Epoll, Interest};
+use crate::epoll::Epoll;
 use crate::event::EventFd;
 use crate::guest_memory::Segment;
 use crate::rate_limit::RateLimit;
@@ -50,11 +49,6 @@ pub enum Verdict {
         ends: bool,
     },
 }
-
-/// The first pause before a full backlog is tried again.
-const FIRST_DIAL_PAUSE: Duration = Duration::from_millis(2);
-/// The longest such pause.
-const LONGEST_DIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections, clients and their books.
 pub struct Muxer {
@@ -77,7 +71,7 @@ pub struct Muxer {
     pub(super) timers: Timers,
     pub(super) client_timers: Timers,
     pub(super) half_open: usize,
-    pending_bytes: usize,
+    pub(super) pending_bytes: usize,
     pub(super) next_port: u32,
     /// Whether there is a guest to connect to.
     pub(super) listening: bool,
@@ -396,119 +390,6 @@ impl Muxer {
             }
         }
         id
-    }
-
-    /// Wakes a connection at `when`, if that is still its deadline then.
-    pub(super) fn set_deadline(&mut self, id: Id, when: Instant) {
-        if let Some(connection) = self.connections.get_mut(id) {
-            connection.deadline = Some(when);
-            self.timers.add(when, id);
-        }
-    }
-
-    /// Brings the books in line with what a connection has become: call it after
-    /// every change.
-    pub(super) fn settle(&mut self, id: Id, now: Instant) {
-        let Some(connection) = self.connections.get_mut(id) else {
-            return;
-        };
-        if connection.state == State::Gone {
-            self.remove(id);
-            return;
-        }
-        let pending = connection.outbox.len();
-        self.pending_bytes = self.pending_bytes - connection.counted_pending + pending;
-        connection.counted_pending = pending;
-        let half_open = connection.is_half_open();
-        self.half_open =
-            self.half_open + usize::from(half_open) - usize::from(connection.counted_half_open);
-        connection.counted_half_open = half_open;
-        if let (true, Some(socket)) = (connection.watched, &connection.socket) {
-            let wants_room = connection.wants_room();
-            if wants_room != connection.watches_room {
-                let interest = if wants_room {
-                    Interest::BOTH_EDGE
-                } else {
-                    Interest::READABLE_EDGE
-                };
-                // Cannot fail for a registered descriptor.
-                let _ = self.epoll.modify(socket, tokens::connection(id), interest);
-                connection.watches_room = wants_room;
-            }
-        }
-        if connection.credit.update_due() {
-            connection.wants.update |= connection.state == State::Established;
-        }
-        if connection.has_work() {
-            if !connection.queued {
-                connection.queued = true;
-                self.ready.push_back(id);
-            }
-        } else if connection.is_stalled() && connection.deadline.is_none() {
-            let pause = connection.next_pause();
-            self.set_deadline(id, now + pause);
-        } else if connection.state == State::Lingering && connection.deadline.is_none() {
-            let close = self.limits.close;
-            self.set_deadline(id, now + close);
-        }
-    }
-
-    /// Acts on deadlines that have come.
-    pub fn tick(&mut self, now: Instant) {
-        while let Some((when, id)) = self.timers.pop(now) {
-            let Some(connection) = self.connections.get_mut(id) else {
-                continue;
-            };
-            if connection.deadline != Some(when) {
-                continue;
-            }
-            connection.deadline = None;
-            match connection.state {
-                State::Dialing if connection.socket.is_none() => {
-                    let expired = connection.expires.is_some_and(|expires| now >= expires);
-                    if expired {
-                        self.stats.refused.add(1);
-                        self.abort(id);
-                    } else {
-                        self.dial(id, now);
-                    }
-                }
-                // It was given its time.
-                State::Dialing | State::Ringing | State::Asked(_) | State::Closing => {
-                    self.stats.refused.add(1);
-                    self.abort(id);
-                }
-                State::Lingering => self.remove(id),
-                State::Established if connection.is_stalled() => {
-                    connection.wants.credit_request = true;
-                }
-                State::Established | State::Gone => {}
-            }
-            self.settle(id, now);
-        }
-        self.expire_clients(now);
-    }
-
-    /// The next deadline.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        [self.timers.next(), self.client_timers.next()]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// Tries again later to reach a host program whose backlog is full.
-    pub(super) fn dial_later(&mut self, id: Id, now: Instant) {
-        let Some(connection) = self.connections.get_mut(id) else {
-            return;
-        };
-        connection.pause = match connection.pause {
-            Duration::ZERO => FIRST_DIAL_PAUSE,
-            pause => (pause * 2).min(LONGEST_DIAL_PAUSE),
-        };
-        let until = *connection.expires.get_or_insert(now + self.limits.dial);
-        let when = until.min(now + connection.pause);
-        self.set_deadline(id, when);
     }
 
     /// Whether the guest is to be told anything.

@@ -483,3 +483,18 @@ impl Walk<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_passed_once_also_across_the_wrap() {
+        assert!(needs_event(5, 6, 5));
+        assert!(!needs_event(6, 6, 5), "not reached");
+        assert!(!needs_event(4, 6, 5), "passed before");
+        assert!(needs_event(u16::MAX, 1, u16::MAX - 1));
+        assert!(!needs_event(1, 1, u16::MAX));
+        assert!(!needs_event(5, 5, 5), "nothing new");
+    }
+}

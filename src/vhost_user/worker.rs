@@ -26,7 +26,7 @@ use super::front::Front;
 use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
 use crate::path::{DataPath, PATH_KINDS};
-use crate::userspace::host::remove_stale_socket;
+use crate::userspace::listener::remove_stale_socket;
 use crate::userspace::packet::SocketType;
 
 const STOP: Token = Token::lasting(0, 0);

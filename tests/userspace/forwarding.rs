@@ -9,7 +9,7 @@ use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::time::{Duration, Instant};
 
 use crosvm_vsock::address::{Cid, Port};
-use crosvm_vsock::userspace::host::HostPlace;
+use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::packet::SocketType as HostType;
 use crosvm_vsock::userspace::socket::Socket;
 use guest_driver::SocketType;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use crosvm_vsock::address::GuestCid;
 use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::EventFd;
-use crosvm_vsock::userspace::host::HostPlace;
+use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
 use crosvm_vsock::userspace::stats::{Counter, Stats};
 use crosvm_vsock::userspace::{Config, UserspacePath};
