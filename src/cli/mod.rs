@@ -43,6 +43,7 @@ Exit codes:
     version,
     arg_required_else_help = true,
     args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
     after_help = EXAMPLES
 )]
 pub struct Cli {
