@@ -16,7 +16,7 @@
 //! [`stop`](VhostVsock::stop) returned.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use super::iotlb::Iotlb;
 use super::monitor::Monitor;
 use super::pause::pause;
 use super::queue::{QueueIndex, QueueSetup, Rings};
-use super::setup::{call, Setup};
+use super::setup::{call, Setup, Started};
 use crate::address::GuestCid;
 use crate::compat::{IotlbBit, Mode, Plan, Vm};
 use crate::event::EventFd;
@@ -59,6 +59,18 @@ impl Addressing {
             Self::Identity => Mode::Identity,
             Self::Restricted(_) => Mode::Restricted,
             Self::Translated(_) => Mode::Translated,
+        }
+    }
+}
+
+/// The same mode with the same window or translator.
+impl PartialEq for Addressing {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Off, Self::Off) | (Self::Identity, Self::Identity) => true,
+            (Self::Restricted(ours), Self::Restricted(theirs)) => Arc::ptr_eq(ours, theirs),
+            (Self::Translated(ours), Self::Translated(theirs)) => Arc::ptr_eq(ours, theirs),
+            _ => false,
         }
     }
 }
@@ -94,32 +106,30 @@ pub struct Activation<'a> {
 enum State {
     New,
     Idle,
-    Running(Active, Option<Arc<Iotlb>>),
-    Paused(Active, [u16; 2]),
+    Running(Active, Started),
+    Paused(Active, Started, [u16; 2]),
 }
 
 /// What a running device was started with.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 struct Active {
     cid: GuestCid,
     memory: MemoryMap,
     messages: MessageFormat,
-    rings: [Rings; 2],
-    /// The plan that was asked for.
-    asked: Plan,
-    /// The plan that is in force.
+    addressing: Addressing,
     plan: Plan,
+    rings: [Rings; 2],
 }
 
 impl Active {
-    fn new(activation: &Activation<'_>, setup: &Setup<'_>, plan: Plan) -> Self {
+    fn new(activation: &Activation<'_>, setup: &Setup<'_>) -> Self {
         Self {
             cid: activation.cid,
             memory: activation.memory.clone(),
             messages: activation.messages,
+            addressing: activation.addressing.clone(),
+            plan: setup.plan,
             rings: setup.rings,
-            asked: setup.plan,
-            plan,
         }
     }
 }
@@ -203,9 +213,20 @@ impl VhostVsock {
         self.features
     }
 
-    /// The kernel's interface, to be kept open in a jail or polled.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.kernel.descriptor()
+    /// All that the device has open: to be kept when a jail closes the rest.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        let [rx, tx] = &self.errors;
+        [self.kernel.descriptor(), rx.as_fd(), tx.as_fd()]
+    }
+
+    /// Lets the kernel signal another event for used buffers of `queue`, while it
+    /// runs: the way to follow interrupt masking.
+    pub fn set_call(&self, queue: QueueIndex, event: BorrowedFd<'_>) -> Result<(), Error> {
+        if !self.is_running() {
+            return Err(self.refuse("set_call"));
+        }
+        let set = self.kernel.set_vring_call(queue, Some(event));
+        call("VHOST_SET_VRING_CALL", Some(queue), set)
     }
 
     /// Ties the descriptor to this process (`VHOST_SET_OWNER`). A step of its own:
@@ -236,7 +257,7 @@ impl VhostVsock {
     /// The IOTLB service of the running device, if its mode has one.
     pub fn iotlb(&self) -> Option<&Arc<Iotlb>> {
         match &self.state {
-            State::Running(_, iotlb) => iotlb.as_ref(),
+            State::Running(_, started) => started.iotlb.as_ref(),
             _ => None,
         }
     }
@@ -256,11 +277,10 @@ impl VhostVsock {
             activation,
         )?;
         let bases = activation.queues.map(|queue| queue.base);
+        let active = Active::new(activation, &setup);
         let started = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Paused(was, at)
-                if at == bases && was == Active::new(activation, &setup, was.plan) =>
-            {
-                setup.resume(was.plan)
+            State::Paused(was, started, at) if at == bases && was == active => {
+                setup.resume(started)
             }
             State::Paused(..) => self.halt().and_then(|()| setup.start()),
             _ => setup.start(),
@@ -275,8 +295,7 @@ impl VhostVsock {
         });
         // A start that failed half-way leaves nothing running behind.
         let (started, monitor) = watched.inspect_err(|_| drop(self.halt()))?;
-        let active = Active::new(activation, &setup, started.plan);
-        self.state = State::Running(active, started.iotlb);
+        self.state = State::Running(active, started);
         Ok(monitor)
     }
 
@@ -286,14 +305,14 @@ impl VhostVsock {
     /// write waits.
     pub fn stop(&mut self) -> Result<[u16; 2], Error> {
         match std::mem::replace(&mut self.state, State::Idle) {
-            State::Running(active, iotlb) => {
+            State::Running(active, started) => {
                 // Queues without rings complain, which means nothing any more.
                 self.unbind(|kernel, queue| kernel.set_vring_err(queue, None));
-                let bases =
-                    pause(&*self.kernel, iotlb.as_deref()).inspect_err(|_| drop(self.halt()))?;
+                let bases = pause(&*self.kernel, started.iotlb.as_deref())
+                    .inspect_err(|_| drop(self.halt()))?;
                 self.unbind(|kernel, queue| kernel.set_vring_kick(queue, None));
                 self.unbind(|kernel, queue| kernel.set_vring_call(queue, None));
-                self.state = State::Paused(active, bases);
+                self.state = State::Paused(active, started, bases);
                 Ok(bases)
             }
             other => {

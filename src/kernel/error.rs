@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::iotlb::translator::ShareError;
-use super::iotlb::IotlbError;
+use super::iotlb::{Denial, IotlbError};
 use super::queue::{QueueError, QueueIndex};
 use crate::address::GuestCid;
 use crate::compat::CompatError;
@@ -67,6 +67,9 @@ pub enum Error {
     /// The IOTLB service failed.
     #[error(transparent)]
     Iotlb(#[from] IotlbError),
+    /// A queue that was stopped waits for an address that it may not have.
+    #[error("a queue cannot go on: the guest's {} access to IOVA {} is outside of what it shared", .0.access, .0.iova)]
+    Denied(Denial),
     /// Another device has the CID.
     #[error("CID {0} is in use by another vsock device of this host: choose another")]
     CidInUse(GuestCid),

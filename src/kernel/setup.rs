@@ -45,6 +45,7 @@ pub(super) struct Setup<'a> {
 }
 
 /// What a started device runs on.
+#[derive(Debug)]
 pub(super) struct Started {
     /// What is in force: not the plan that was asked for when the IOTLB of the
     /// descriptor stays on.
@@ -124,14 +125,22 @@ impl<'a> Setup<'a> {
         Ok(Started { plan, iotlb })
     }
 
-    /// From where [`pause`](super::pause::pause) left the queues, `plan` still in force.
-    pub(super) fn resume(&self, plan: Plan) -> Result<Started, Error> {
+    /// From where [`pause`](super::pause::pause) left the queues, with `was` still
+    /// in force.
+    pub(super) fn resume(&self, was: Started) -> Result<Started, Error> {
         // Mappings first: in IOTLB modes the rings are where they were.
-        let iotlb = self.start_iotlb(plan)?;
-        for queue in QueueIndex::ALL {
-            self.connect(plan, queue)?;
+        if let Some(iotlb) = &was.iotlb {
+            iotlb.open();
+            self.fill_iotlb(was.plan, iotlb)?;
         }
-        Ok(Started { plan, iotlb })
+        for queue in QueueIndex::ALL {
+            self.connect(was.plan, queue)?;
+        }
+        if let Some(iotlb) = &was.iotlb {
+            let denied = iotlb.serve()?.into_iter().next();
+            denied.map_or(Ok(()), |denial| Err(Error::Denied(denial)))?;
+        }
+        Ok(was)
     }
 
     fn set_features(&self, plan: Plan) -> Result<(), Error> {
@@ -214,6 +223,12 @@ impl<'a> Setup<'a> {
         if let Addressing::Restricted(window) = &self.activation.addressing {
             window.attach(&iotlb)?;
         }
+        self.fill_iotlb(plan, &iotlb)?;
+        Ok(Some(iotlb))
+    }
+
+    /// Tells the kernel what the translator gives in advance, and all rings.
+    fn fill_iotlb(&self, plan: Plan, iotlb: &Iotlb) -> Result<(), Error> {
         let told = plan.features;
         let off = |source| match source {
             IotlbError::Send { .. } => Error::IotlbOff { told, source },
@@ -234,7 +249,7 @@ impl<'a> Setup<'a> {
                 }
             }
         }
-        Ok(Some(iotlb))
+        Ok(())
     }
 
     fn set_cid(&self) -> Result<(), Error> {

@@ -60,9 +60,14 @@ fn resume(mut rig: Rig, addressing: Addressing) -> Result<&'static str> {
             rig.activate_from(addressing.clone(), bases)?;
             stops += 1;
         }
-        traffic
+        let traffic = traffic
             .join()
-            .map_err(|_| anyhow!("the traffic panicked"))??;
+            .map_err(|_| anyhow!("the traffic panicked"))?;
+        traffic.with_context(|| {
+            let stats = rig.device.iotlb().map(|iotlb| iotlb.stats());
+            let failure = rig.failure(Duration::ZERO);
+            format!("after {stops} stops, with {stats:?} and {failure:?}")
+        })?;
         anyhow::Ok(stops)
     })?;
     ensure!(

@@ -58,8 +58,11 @@ pub struct Iotlb {
 /// What the kernel was told.
 struct Mirror {
     table: Table,
-    /// The device was stopped: the kernel is told nothing more.
+    /// The device is stopped: the kernel is told nothing.
     closed: bool,
+    /// Misses read while closed. Since 7.x a queue asks for nothing else before
+    /// its last miss is answered (`vhost_iotlb_miss`): they must not be lost.
+    unanswered: Vec<Miss>,
 }
 
 impl std::fmt::Debug for Iotlb {
@@ -148,6 +151,7 @@ impl Iotlb {
             mirror: Mutex::new(Mirror {
                 table: Table::new(table_limit),
                 closed: false,
+                unanswered: Vec::new(),
             }),
             counters: Counters::default(),
             complaints: RateLimit::default(),
@@ -167,14 +171,19 @@ impl Iotlb {
         self.send(&commands)
     }
 
-    /// Takes everything back, for good: no queue reaches any memory when this
-    /// returns, and no miss is answered any more.
+    /// Takes everything back: no queue reaches any memory when this returns, and
+    /// no miss is answered before [`open`](Self::open).
     pub(super) fn close(&self) -> Result<(), IotlbError> {
         let mut mirror = self.lock();
         mirror.closed = true;
         let mut commands = Vec::new();
         mirror.table.unmap(Range::everything(), &mut commands);
         self.send(&commands)
+    }
+
+    /// Goes on after [`close`](Self::close), with nothing mapped.
+    pub(super) fn open(&self) {
+        self.lock().closed = false;
     }
 
     /// Makes sure that the kernel can read and write all of `range`; `false` when
@@ -209,6 +218,9 @@ impl Iotlb {
     /// were denied.
     pub fn serve(&self) -> Result<Vec<Denial>, IotlbError> {
         let mut denials = Vec::new();
+        for miss in self.overdue() {
+            denials.extend(self.answer(miss)?);
+        }
         for _ in 0..BATCH {
             let mut bytes = [0; MESSAGE_SIZE];
             let Some(filled) = self
@@ -261,11 +273,23 @@ impl Iotlb {
         }
     }
 
+    /// What was asked while closed, once open again.
+    fn overdue(&self) -> Vec<Miss> {
+        let mut mirror = self.lock();
+        match mirror.closed {
+            true => Vec::new(),
+            false => std::mem::take(&mut mirror.unanswered),
+        }
+    }
+
     fn answer(&self, miss: Miss) -> Result<Option<Denial>, IotlbError> {
         let Miss { iova, access } = miss;
         count(&self.counters.misses);
         let mut mirror = self.lock();
         if mirror.closed {
+            if mirror.unanswered.len() < BATCH && !mirror.unanswered.contains(&miss) {
+                mirror.unanswered.push(miss);
+            }
             return Ok(None);
         }
         let mapping = self.translate(iova);
