@@ -276,9 +276,14 @@ impl Muxer {
         Some(id)
     }
 
+    /// Whether the next RST would be one too many.
+    pub(super) fn has_most_resets(&self) -> bool {
+        self.resets.len() >= self.limits.pending_resets
+    }
+
     /// Queues an RST, unless too many wait.
     pub(super) fn queue_reset(&mut self, reset: Header) {
-        if self.resets.len() >= self.limits.pending_resets {
+        if self.has_most_resets() {
             self.stats.limit_pending_resets.add(1);
             return;
         }

@@ -53,7 +53,7 @@ fn megabytes_pass_both_ways_at_once() {
 fn a_host_that_does_not_read_stops_the_guest_at_its_credit() {
     let vm = Vm::with(
         |c| c.limits.buf_alloc = 64 << 10,
-        |g| g.timeout = Duration::from_millis(500),
+        |g| g.timeout = Duration::from_secs(2),
     );
     let (mut guest, host) = vm.guest_connects(70);
     let (mut other, mut other_host) = vm.guest_connects(71);

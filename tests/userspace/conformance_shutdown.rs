@@ -200,8 +200,8 @@ fn a_disconnect_with_a_reader_that_never_reads_ends() {
     let (guest, host) = vm.guest_connects(70);
     send(&guest, 1, 900_000, Pieces::Of(50_000)).unwrap();
     guest.close().unwrap();
+    wait_until("the device gives up", || hung_up(&host));
     // What the socket held is still there; then the end.
-    std::thread::sleep(Duration::from_millis(400));
     let mut got = Vec::new();
     (&host).read_to_end(&mut got).unwrap();
     assert!(got.len() < 900_000, "the deadline did not come");
@@ -248,6 +248,19 @@ fn a_host_that_dies_with_unread_data_ends_the_connection() {
     assert_eq!(guest.read(&mut [0]).unwrap(), 0);
     wait_until("writing fails", || guest.write(&[1]).is_err());
     vm.assert_clean();
+}
+
+/// Whether the device has closed its end.
+fn hung_up(socket: &UnixStream) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid entry; the timeout is 0.
+    unsafe { libc::poll(&mut poll, 1, 0) };
+    poll.revents & libc::POLLHUP != 0
 }
 
 fn peek(socket: &UnixStream, out: &mut [u8]) -> isize {
