@@ -416,6 +416,7 @@ impl Connection {
     /// it closed that direction is still delivered, all else ends.
     pub fn let_go(&mut self) {
         self.wants = Wants::default();
+        self.deadline = None;
         self.state = match (self.guest_closed.send, self.outbox.is_empty()) {
             (true, false) => State::Lingering,
             _ => State::Gone,

@@ -9,7 +9,7 @@
 //! go on.
 
 use std::io::{self, IoSlice};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::debug;
 
@@ -348,6 +348,7 @@ impl Muxer {
             connection.wants.response = true;
             connection.readable = true;
             connection.deadline = None;
+            connection.pause = Duration::ZERO;
             self.stats.connections.add(1);
         }
     }

@@ -168,6 +168,21 @@ fn all_data_before_a_disconnect_reaches_a_slow_reader() {
 }
 
 #[test]
+fn all_data_before_a_disconnect_of_a_guest_that_did_not_read_reaches_a_slow_reader() {
+    let vm = Vm::with(|_| {}, |g| g.buf_alloc = 4096);
+    let (guest, mut host) = vm.guest_connects(70);
+    host.write_all(&[1; 100_000]).unwrap();
+    wait_until("the guest's buffer is full", || {
+        guest.unread().unwrap() == 4096
+    });
+    const TOTAL: u64 = 900_000;
+    send(&guest, 1, TOTAL, Pieces::Of(50_000)).unwrap();
+    guest.close().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    receive(&host, 1, TOTAL, Pieces::Of(10_000)).unwrap();
+}
+
+#[test]
 fn all_data_before_half_a_disconnect_reaches_a_slow_reader() {
     let vm = Vm::start();
     let (mut guest, mut host) = vm.guest_connects(70);
