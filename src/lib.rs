@@ -28,9 +28,13 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `vhost_user` | the device side of vhost-user: front ends, one thread a VM |
+//! | `path` | what a front end and a data path ask of each other |
+//! | `userspace` | the data path in this process: Unix sockets, siblings, AF_VSOCK |
 //! | [`kernel`] | the data path through `/dev/vhost-vsock`: life cycle, IOTLB service, probe |
 //! | [`compat`] | the shim: which bits go where, and in which sense addresses are read |
 //! | [`memory`] | where guest memory lies |
+//! | `guest_memory`, `epoll` | guest memory mapped here; the event loop |
 //! | [`event`], [`rate_limit`] | eventfd and poll; a limit for guest-driven log lines |
 //! | [`features`] | feature bits, named, with the specification's sentence |
 //! | [`address`] | `BusAddr`, `Gpa`, `Iova`, `Hva`, `Cid`, `Port`: numbers with a sense |
@@ -62,8 +66,18 @@
 
 pub mod address;
 pub mod compat;
+#[cfg(feature = "userspace")]
+pub mod epoll;
 pub mod event;
 pub mod features;
+#[cfg(feature = "userspace")]
+pub mod guest_memory;
 pub mod kernel;
 pub mod memory;
+#[cfg(feature = "userspace")]
+pub mod path;
 pub mod rate_limit;
+#[cfg(feature = "userspace")]
+pub mod userspace;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;

@@ -1,20 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The command line.
+//! The command line: without a command, the vhost-user daemon, as
+//! `vhost-device-vsock` is called.
 
+pub mod daemon;
+#[cfg(feature = "generate")]
+pub mod generate;
 pub mod probe;
+pub mod vm;
 
 use clap::{Parser, Subcommand};
 
+const EXAMPLES: &str = "\
+Examples:
+  One VM; host programs at /run/vm3.vsock and /run/vm3.vsock_PORT:
+    crosvm-vsock --guest-cid 3 --socket /run/vhost3.socket --uds-path /run/vm3.vsock
+
+  Several VMs, the first two of which can reach each other:
+    crosvm-vsock --vm guest-cid=3,socket=/run/vhost3.socket,uds-path=/run/vm3.vsock,groups=a \\
+                 --vm guest-cid=4,socket=/run/vhost4.socket,uds-path=/run/vm4.vsock,groups=a+b \\
+                 --vm guest-cid=5,socket=/run/vhost5.socket,forward-cid=1,forward-listen=9001+9002
+
+  The same from a file:
+    crosvm-vsock --config /etc/crosvm-vsock.yaml
+
+  The VMM, then a client on the host that reaches port 5000 of the guest:
+    crosvm run --vhost-user type=vsock,socket=/run/vhost3.socket,max-queue-size=256 ...
+    (echo 'CONNECT 5000'; cat) | nc -U /run/vm3.vsock
+
+Exit codes:
+  0  ended by SIGTERM or SIGINT
+  1  failed while running
+  2  wrong usage, or a configuration that cannot be";
+
 /// A virtio-vsock device for crosvm, Android and any VMM that speaks vhost-user.
+///
+/// Without a command, serves one virtual machine for each --vm (or the one that
+/// --guest-cid, --socket and the others describe) until SIGTERM.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(
+    name = "crosvm-vsock",
+    version,
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    after_help = EXAMPLES
+)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
+
+    #[command(flatten)]
+    pub daemon: daemon::Arguments,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Probe(probe::Arguments),
+    #[cfg(feature = "generate")]
+    Generate(generate::Arguments),
 }

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The daemon's arguments, and what they add up to.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crosvm_vsock::userspace::listener::HostPlace;
+
+use super::vm::{help, Backend, Spec, Vm};
+
+/// Which VMs to serve, and how.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Daemon")]
+pub struct Arguments {
+    /// A VM to serve, as comma-separated settings. Repeat for more VMs.
+    #[arg(long, value_name = "KEY=VALUE,..", value_parser = Spec::parse, long_help = help())]
+    vm: Vec<Spec>,
+
+    /// A YAML file with a list `vms` of mappings with the same settings.
+    #[cfg(feature = "config-file")]
+    #[arg(long, value_name = "FILE", conflicts_with = "vm")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    single: Single,
+
+    /// What moves the data of a VM that does not say it itself: userspace (this process,
+    /// Unix sockets), kernel (/dev/vhost-vsock, host programs use AF_VSOCK), or auto
+    /// (userspace where --uds-path or --forward-cid is given, else kernel)
+    /// [default: userspace].
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<String>,
+
+    /// What to log: error, warn, info, debug, trace, or as RUST_LOG has it.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// The one VM of a command line without `--vm`.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "A single VM")]
+struct Single {
+    /// CID of the guest [default: 3].
+    #[arg(long, value_name = "CID")]
+    guest_cid: Option<String>,
+
+    /// vhost-user socket to create for the VMM.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<String>,
+
+    /// Unix socket to create for host programs; the guest's port P is at PATH_P.
+    #[arg(long, value_name = "PATH")]
+    uds_path: Option<String>,
+
+    /// vsock CID that the guest's connections are forwarded to.
+    #[arg(long, value_name = "CID")]
+    forward_cid: Option<String>,
+
+    /// vsock ports of the host to forward to the guest.
+    #[arg(long, value_name = "PORT+PORT..")]
+    forward_listen: Option<String>,
+
+    /// Bytes that a connection of the guest's may have under way to the host [default: 1048576].
+    #[arg(long, value_name = "BYTES")]
+    tx_buffer_size: Option<String>,
+
+    /// Largest queue that the driver may set up [default: 32768].
+    #[arg(long, value_name = "ENTRIES")]
+    queue_size: Option<String>,
+
+    /// Groups of VMs that reach each other [default: default].
+    #[arg(long, value_name = "NAME+NAME..")]
+    groups: Option<String>,
+
+    /// Port that a host client is told: guest-port or host-port [default: guest-port].
+    #[arg(long, value_name = "DIALECT")]
+    reply: Option<String>,
+}
+
+impl Single {
+    fn spec(&self) -> anyhow::Result<Spec> {
+        let mut spec = Spec::default();
+        for (key, value) in [
+            ("guest-cid", &self.guest_cid),
+            ("socket", &self.socket),
+            ("uds-path", &self.uds_path),
+            ("forward-cid", &self.forward_cid),
+            ("forward-listen", &self.forward_listen),
+            ("tx-buffer-size", &self.tx_buffer_size),
+            ("queue-size", &self.queue_size),
+            ("groups", &self.groups),
+            ("reply", &self.reply),
+        ] {
+            if let Some(value) = value {
+                spec.set(key, value)?;
+            }
+        }
+        Ok(spec)
+    }
+}
+
+impl Arguments {
+    /// The VMs to serve. An error is one of usage.
+    pub fn vms(&self) -> anyhow::Result<Vec<Vm>> {
+        let single = self.single.spec()?;
+        let listed = self.listed()?;
+        let specs = match (single.is_empty(), listed.is_empty()) {
+            (false, false) => anyhow::bail!(
+                "options for a single VM do not go with --vm or --config: put them into the list"
+            ),
+            (false, true) => vec![(String::from("the VM"), single)],
+            (true, false) => listed,
+            (true, true) => anyhow::bail!("no VM to serve: say --vm, see --help"),
+        };
+        let mut vms = Vec::new();
+        for (name, mut spec) in specs {
+            if let Some(backend) = &self.backend {
+                spec.set_default("backend", backend)?;
+            }
+            vms.push(spec.build().map_err(|e| anyhow::anyhow!("{name}: {e}"))?);
+        }
+        check_together(&vms)?;
+        Ok(vms)
+    }
+
+    /// The VMs of `--vm` or of the file, each with a name for errors.
+    fn listed(&self) -> anyhow::Result<Vec<(String, Spec)>> {
+        #[cfg(feature = "config-file")]
+        if let Some(path) = &self.config {
+            return file::read(path);
+        }
+        let number =
+            |(index, spec): (usize, &Spec)| (format!("--vm number {}", index + 1), spec.clone());
+        Ok(self.vm.iter().enumerate().map(number).collect())
+    }
+}
+
+/// What no two VMs may have in common.
+fn check_together(vms: &[Vm]) -> anyhow::Result<()> {
+    let mut cids = HashSet::new();
+    let mut paths: HashSet<PathBuf> = HashSet::new();
+    for vm in vms {
+        let cid = vm.cid;
+        anyhow::ensure!(
+            cids.insert(cid),
+            "two VMs have CID {cid}: each needs its own"
+        );
+        let mut own = vec![vm.socket.clone()];
+        if let Backend::Userspace(config) = &vm.backend {
+            if let HostPlace::Unix(path) = &config.host {
+                own.push(path.clone());
+            }
+        }
+        for path in own {
+            let text = path.display().to_string();
+            anyhow::ensure!(
+                paths.insert(path),
+                "the path {text} is used twice: each socket needs its own"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(feature = "config-file")]
+mod file {
+    //! The YAML file.
+
+    use std::path::Path;
+
+    use anyhow::Context;
+    use serde_json::Value;
+
+    use super::Spec;
+
+    /// The VMs that the file at `path` lists.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Vec<(String, Spec)>> {
+        let name = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+        parse(&text).with_context(|| format!("in {name}"))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Vec<(String, Spec)>> {
+        let whole: Value = serde_yaml_ng::from_str(text).context("not valid YAML")?;
+        let mapping = whole
+            .as_object()
+            .context("expected a mapping with the key `vms`")?;
+        if let Some(other) = mapping.keys().find(|key| *key != "vms") {
+            anyhow::bail!("unknown key `{other}`: there is only `vms`");
+        }
+        let list = mapping.get("vms").and_then(Value::as_array);
+        let list = list.context("`vms` must be a list of mappings")?;
+        let mut specs = Vec::new();
+        for (index, entry) in list.iter().enumerate() {
+            let name = format!("entry {} of `vms`", index + 1);
+            let entry = entry.as_object();
+            let entry = entry.with_context(|| format!("{name}: expected a mapping of settings"))?;
+            let mut spec = Spec::default();
+            for (key, value) in entry {
+                let value = match value {
+                    Value::String(text) => text.clone(),
+                    Value::Number(number) => number.to_string(),
+                    _ => anyhow::bail!("{name}: {key}: expected a number or a text"),
+                };
+                spec.set(key, &value).with_context(|| name.clone())?;
+            }
+            specs.push((name, spec));
+        }
+        anyhow::ensure!(!specs.is_empty(), "`vms` is empty: no VM to serve");
+        Ok(specs)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn vms_in_both_spellings() {
+            let text = "vms:\n  - guest_cid: 3\n    socket: /s\n    uds_path: /u\n    groups: a+b\n  \
+                        - guest-cid: 5\n    socket: /t\n    forward-cid: 1\n    forward-listen: 9001+9002\n";
+            let specs = parse(text).unwrap();
+            let vms: Vec<_> = specs
+                .iter()
+                .map(|(_, spec)| spec.build().unwrap())
+                .collect();
+            assert_eq!((vms[0].cid.raw(), vms[1].cid.raw()), (3, 5));
+        }
+
+        #[test]
+        fn errors_say_where() {
+            for (text, expected) in [
+                ("vms: 3", "must be a list"),
+                ("vms: []", "empty"),
+                ("vm: []", "unknown key `vm`"),
+                ("[]", "expected a mapping"),
+                ("vms:\n  - socket: s\n  - sokcet: s", "entry 2 of `vms`"),
+                ("vms:\n  - socket: [s]", "expected a number or a text"),
+                ("vms: [", "not valid YAML"),
+            ] {
+                let error = format!("{:#}", parse(text).unwrap_err());
+                assert!(error.contains(expected), "{text}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One VM's settings: `key=value,...` on the command line, a mapping in the file, or
+//! flags of their own. All three end in [`Spec::set`], so they know the same keys.
+//!
+//! Keys may be spelt with `-` or `_`. [`Spec::build`] checks what belongs together.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crosvm_vsock::address::{Cid, GuestCid, Port};
+use crosvm_vsock::kernel::VhostVsock;
+use crosvm_vsock::userspace::hybrid::Reply;
+use crosvm_vsock::userspace::listener::HostPlace;
+use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
+use crosvm_vsock::userspace::Config;
+
+/// The CID of a VM that names none (as `vhost-device-vsock` has it).
+const DEFAULT_CID: u64 = 3;
+
+/// The keys, each with what it means: the help and the errors list them.
+const KEYS: &[(&str, &str)] = &[
+    ("guest-cid", "the guest's CID"),
+    ("socket", "vhost-user socket to create for the VMM"),
+    (
+        "uds-path",
+        "Unix socket to create for host programs; those that the guest reaches listen at PATH_PORT",
+    ),
+    (
+        "backend",
+        "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel",
+    ),
+    ("device", "the kernel's device file for the backend kernel"),
+    (
+        "forward-cid",
+        "vsock CID that the guest's connections are forwarded to, instead of uds-path",
+    ),
+    (
+        "forward-listen",
+        "vsock ports of the host that are forwarded to the guest, P+P+...",
+    ),
+    (
+        "groups",
+        "groups of VMs that reach each other, NAME+NAME+...",
+    ),
+    ("queue-size", "largest queue that the driver may set up"),
+    (
+        "tx-buffer-size",
+        "bytes that a connection of the guest's may have under way to the host",
+    ),
+    (
+        "reply",
+        "port that a host client is told: guest-port or host-port",
+    ),
+    ("max-connections", "connections at once"),
+    (
+        "max-half-open",
+        "connections not established yet, and clients that have said nothing yet",
+    ),
+    (
+        "max-pending-bytes",
+        "bytes that wait for host programs to read them, over all connections",
+    ),
+    (
+        "max-pending-resets",
+        "refusals that wait for the guest to post buffers",
+    ),
+    (
+        "max-sibling-requests",
+        "connections that siblings may have asked for at once",
+    ),
+    (
+        "handshake-timeout-ms",
+        "time that a host client has to say CONNECT, and the guest to answer",
+    ),
+];
+
+/// What was said about a VM so far.
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    values: Vec<(&'static str, String)>,
+}
+
+/// A setting that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error("unknown setting `{0}`; there are: {known}", known = known_keys())]
+    Unknown(String),
+    #[error("`{0}` is given twice")]
+    Twice(&'static str),
+    #[error("`{0}` is not of the form key=value")]
+    NoValue(String),
+    #[error("{key}: `{value}` is not {expected}")]
+    Value {
+        key: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+    #[error("`socket` is missing: the path of the vhost-user socket for the VMM")]
+    NoSocket,
+    #[error(
+        "either `uds-path` (host programs on Unix sockets) or `forward-cid` (on the host's vsock) is needed, \
+         or `backend=kernel`"
+    )]
+    NoPlace,
+    #[error("`{0}` has no meaning with `backend=kernel`: host programs use AF_VSOCK there")]
+    NotForKernel(&'static str),
+    #[error("`uds-path` and `forward-cid` exclude each other")]
+    TwoPlaces,
+    #[error("`forward-listen` needs `forward-cid`")]
+    ListenAlone,
+}
+
+fn known_keys() -> String {
+    let keys: Vec<_> = KEYS.iter().map(|(key, _)| *key).collect();
+    keys.join(", ")
+}
+
+/// What `--vm` takes, for its help.
+pub fn help() -> String {
+    let mut text =
+        String::from("A VM to serve, as comma-separated settings. Repeat for more VMs.\n\n");
+    for (key, meaning) in KEYS {
+        text.push_str(&format!("  {key:<21} {meaning}\n"));
+    }
+    text
+}
+
+/// A VM that can be started.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// The guest's CID.
+    pub cid: GuestCid,
+    /// What moves the data.
+    pub backend: Backend,
+}
+
+/// What moves a VM's data.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// This process.
+    Userspace(Config),
+    /// The host kernel's vhost-vsock.
+    Kernel {
+        /// The device file.
+        device: PathBuf,
+        /// The largest queue that a driver may set up.
+        max_queue_size: u16,
+    },
+}
+
+impl Spec {
+    /// From `key=value,key=value`.
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        let mut spec = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| SpecError::NoValue(part.to_owned()))?;
+            spec.set(key, value)?;
+        }
+        Ok(spec)
+    }
+
+    /// Notes one setting.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
+        let spelt = key.trim().replace('_', "-");
+        let known = KEYS.iter().find(|(known, _)| *known == spelt);
+        let (key, _) = known.ok_or_else(|| SpecError::Unknown(key.to_owned()))?;
+        if self.get(key).is_some() {
+            return Err(SpecError::Twice(key));
+        }
+        self.values.push((key, value.to_owned()));
+        Ok(())
+    }
+
+    /// Notes one setting, unless it was made.
+    pub fn set_default(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
+        match self.set(key, value) {
+            Err(SpecError::Twice(_)) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        let found = self.values.iter().find(|(known, _)| *known == key);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn number(
+        &self,
+        key: &'static str,
+        least: u64,
+        most: u64,
+        expected: &'static str,
+    ) -> Result<Option<u64>, SpecError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.parse() {
+            Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            _ => Err(SpecError::Value {
+                key,
+                value: value.to_owned(),
+                expected,
+            }),
+        }
+    }
+
+    fn count(&self, key: &'static str, into: &mut usize) -> Result<(), SpecError> {
+        const MOST: u64 = 1 << 40;
+        if let Some(number) = self.number(key, 1, MOST, "a number from 1 on")? {
+            *into = usize::try_from(number).unwrap_or(usize::MAX);
+        }
+        Ok(())
+    }
+
+    fn list(&self, key: &'static str) -> Option<Vec<&str>> {
+        let parts = self.get(key)?.split('+').filter(|part| !part.is_empty());
+        Some(parts.collect())
+    }
+
+    fn place(&self) -> Result<HostPlace, SpecError> {
+        let cid = self.number("forward-cid", 0, u64::from(u32::MAX) - 1, "a vsock CID")?;
+        match (self.get("uds-path"), cid) {
+            (Some(_), Some(_)) => Err(SpecError::TwoPlaces),
+            (None, None) => Err(SpecError::NoPlace),
+            (Some(_), None) if self.get("forward-listen").is_some() => Err(SpecError::ListenAlone),
+            (Some(path), None) => Ok(HostPlace::Unix(PathBuf::from(path))),
+            (None, Some(cid)) => {
+                let port = |text: &str| {
+                    text.parse().map(Port).map_err(|_| SpecError::Value {
+                        key: "forward-listen",
+                        value: text.to_owned(),
+                        expected: "a vsock port",
+                    })
+                };
+                let ports = self.list("forward-listen").unwrap_or_default();
+                Ok(HostPlace::Vsock {
+                    cid: Cid(cid as u32),
+                    listen: ports.into_iter().map(port).collect::<Result<_, _>>()?,
+                })
+            }
+        }
+    }
+
+    /// The VM it describes.
+    pub fn build(&self) -> Result<Vm, SpecError> {
+        let cid = self.number(
+            "guest-cid",
+            GuestCid::MIN,
+            GuestCid::MAX,
+            "a guest's CID (3 to 4294967294)",
+        )?;
+        let cid = GuestCid::new(cid.unwrap_or(DEFAULT_CID)).map_err(|e| SpecError::Value {
+            key: "guest-cid",
+            value: e.0.to_string(),
+            expected: "a guest's CID",
+        })?;
+        let socket = PathBuf::from(self.get("socket").ok_or(SpecError::NoSocket)?);
+        let expected = "a queue size (2 to 32768)";
+        let queue_size = self.number("queue-size", 2, 32768, expected)?;
+        let max_queue_size = queue_size.map_or(MAX_QUEUE_SIZE, |size| size as u16);
+        let backend = if self.is_kernel()? {
+            let device = self.get("device").unwrap_or(VhostVsock::PATH);
+            Backend::Kernel {
+                device: PathBuf::from(device),
+                max_queue_size,
+            }
+        } else {
+            Backend::Userspace(self.userspace(cid, max_queue_size)?)
+        };
+        Ok(Vm {
+            socket,
+            cid,
+            backend,
+        })
+    }
+
+    /// Whether the kernel moves the data.
+    fn is_kernel(&self) -> Result<bool, SpecError> {
+        const ELSEWHERE: [&str; 3] = ["uds-path", "forward-cid", "forward-listen"];
+        let elsewhere = ELSEWHERE.into_iter().find(|key| self.get(key).is_some());
+        match self.get("backend").unwrap_or("userspace") {
+            "userspace" => Ok(false),
+            "auto" => Ok(elsewhere.is_none()),
+            "kernel" => match elsewhere {
+                Some(key) => Err(SpecError::NotForKernel(key)),
+                None => Ok(true),
+            },
+            other => Err(SpecError::Value {
+                key: "backend",
+                value: other.to_owned(),
+                expected: "userspace, kernel or auto",
+            }),
+        }
+    }
+
+    fn userspace(&self, cid: GuestCid, max_queue_size: u16) -> Result<Config, SpecError> {
+        let mut config = Config::new(cid, self.place()?);
+        config.max_queue_size = max_queue_size;
+        if let Some(groups) = self.list("groups") {
+            config.groups = groups.into_iter().map(str::to_owned).collect();
+        }
+        if let Some(reply) = self.get("reply") {
+            config.reply = match reply {
+                "guest-port" => Reply::GuestPort,
+                "host-port" => Reply::HostPort,
+                _ => {
+                    return Err(SpecError::Value {
+                        key: "reply",
+                        value: reply.to_owned(),
+                        expected: "guest-port or host-port",
+                    })
+                }
+            };
+        }
+        let limits = &mut config.limits;
+        let expected = "a buffer size in bytes (4096 to 1073741824)";
+        if let Some(size) = self.number("tx-buffer-size", 4096, 1 << 30, expected)? {
+            limits.buf_alloc = size as u32;
+        }
+        self.count("max-connections", &mut limits.connections)?;
+        self.count("max-half-open", &mut limits.half_open)?;
+        self.count("max-pending-bytes", &mut limits.pending_bytes)?;
+        self.count("max-pending-resets", &mut limits.pending_resets)?;
+        self.count("max-sibling-requests", &mut limits.sibling_requests)?;
+        let most = 3_600_000;
+        if let Some(time) = self.number(
+            "handshake-timeout-ms",
+            1,
+            most,
+            "milliseconds, up to an hour",
+        )? {
+            limits.handshake = Duration::from_millis(time);
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(text: &str) -> Result<Vm, SpecError> {
+        Spec::parse(text)?.build()
+    }
+
+    fn userspace(text: &str) -> Config {
+        match build(text).unwrap().backend {
+            Backend::Userspace(config) => config,
+            kernel => panic!("{kernel:?}"),
+        }
+    }
+
+    #[test]
+    fn cuttlefishs_line() {
+        let line = "guest-cid=7,socket=/t/vhost.socket,uds-path=/t/vm.vsock,groups=a+b";
+        let vm = build(line).unwrap();
+        assert_eq!(vm.socket, PathBuf::from("/t/vhost.socket"));
+        assert_eq!(vm.cid.raw(), 7);
+        let config = userspace(line);
+        assert_eq!(config.host, HostPlace::Unix("/t/vm.vsock".into()));
+        assert_eq!(config.groups, ["a", "b"]);
+    }
+
+    #[test]
+    fn both_spellings() {
+        let config =
+            userspace("guest_cid=4,socket=s,uds_path=u,tx_buffer_size=32768,queue_size=256");
+        assert_eq!(config.max_queue_size, 256);
+        assert_eq!(config.limits.buf_alloc, 32768);
+    }
+
+    #[test]
+    fn forwarding() {
+        let config = userspace("guest-cid=5,socket=s,forward-cid=1,forward-listen=9001+9002");
+        let place = HostPlace::Vsock {
+            cid: Cid(1),
+            listen: vec![Port(9001), Port(9002)],
+        };
+        assert_eq!(config.host, place);
+    }
+
+    #[test]
+    fn backends() {
+        let kernel = |text: &str| matches!(build(text).unwrap().backend, Backend::Kernel { .. });
+        assert!(kernel("socket=s,backend=kernel"));
+        assert!(kernel("socket=s,backend=auto,device=/dev/other"));
+        assert!(!kernel("socket=s,backend=auto,uds-path=u"));
+        assert!(!kernel("socket=s,uds-path=u"));
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong_and_what_is_possible() {
+        for (text, expected) in [
+            (
+                "guest-cid=3,sokcet=s",
+                "unknown setting `sokcet`; there are: guest-cid, socket",
+            ),
+            ("guest-cid=3", "`socket` is missing"),
+            ("socket=s", "either `uds-path`"),
+            ("socket=s,uds-path=u,forward-cid=1", "exclude each other"),
+            (
+                "socket=s,uds-path=u,forward-listen=1",
+                "needs `forward-cid`",
+            ),
+            (
+                "socket=s,uds-path=u,guest-cid=2",
+                "guest-cid: `2` is not a guest's CID (3 to",
+            ),
+            (
+                "socket=s,uds-path=u,queue-size=x",
+                "queue-size: `x` is not a queue size",
+            ),
+            ("socket=s,uds-path=u,socket=t", "`socket` is given twice"),
+            ("socket", "`socket` is not of the form key=value"),
+            (
+                "socket=s,forward-cid=1,forward-listen=a",
+                "`a` is not a vsock port",
+            ),
+            ("socket=s,uds-path=u,reply=x", "guest-port or host-port"),
+            ("socket=s,backend=x", "userspace, kernel or auto"),
+            (
+                "socket=s,uds-path=u,backend=kernel",
+                "`uds-path` has no meaning with",
+            ),
+        ] {
+            let error = build(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

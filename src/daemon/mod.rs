@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The daemon: a thread for each VM, and one that waits for a signal.
+//!
+//! SIGTERM and SIGINT end it cleanly: connections end, socket files go, exit code 0.
+//! All sockets are there before it reports readiness (sd_notify). Errors go to
+//! stderr.
+
+mod notify;
+mod signals;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use crosvm_vsock::address::GuestCid;
+use crosvm_vsock::epoll::Epoll;
+use crosvm_vsock::event::{poll, EventFd};
+use crosvm_vsock::kernel::VhostVsock;
+use crosvm_vsock::path::DataPath;
+use crosvm_vsock::userspace::listener::HostPlace;
+use crosvm_vsock::userspace::sibling::Neighbourhood;
+use crosvm_vsock::userspace::UserspacePath;
+use crosvm_vsock::vhost_user::kernel_path::KernelPath;
+use crosvm_vsock::vhost_user::worker::Worker;
+use log::info;
+
+use self::notify::notify;
+use self::signals::Signals;
+use crate::cli::vm::{Backend, Vm};
+
+/// A VM that can be run on a thread of its own.
+struct Ready {
+    cid: GuestCid,
+    stop: Arc<EventFd>,
+    run: Box<dyn FnOnce() -> io::Result<()> + Send>,
+}
+
+/// A VM's thread.
+struct Running {
+    stop: Arc<EventFd>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Ready {
+    fn new<P: DataPath + Send + 'static>(cid: GuestCid, worker: Worker<P>) -> Self {
+        Self {
+            cid,
+            stop: worker.stop_event(),
+            run: Box::new(|| worker.run()),
+        }
+    }
+}
+
+/// Serves `vms` until a signal.
+pub fn run(vms: Vec<Vm>) -> ExitCode {
+    match serve(vms) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("crosvm-vsock: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
+    // Before any thread: they inherit the mask.
+    let signals = Signals::block().context("cannot wait for signals")?;
+    signals::raise_descriptor_limit();
+    let neighbourhood = Arc::default();
+    let mut all = Vec::new();
+    for vm in vms {
+        let cid = vm.cid;
+        all.push(prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?);
+    }
+    let failed = Arc::new(EventFd::new().context("no event to wait for")?);
+    let mut running = Vec::new();
+    for Ready { cid, stop, run } in all {
+        let failed = failed.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("vsock-{cid}"))
+            .spawn(move || {
+                let result = run().with_context(|| format!("vm {cid}"));
+                if result.is_err() {
+                    failed.signal().context("cannot report a failure")?;
+                }
+                result
+            })
+            .context("no thread for a VM")?;
+        running.push(Running { stop, thread });
+    }
+    info!("serving {} VM(s)", running.len());
+    notify("READY=1");
+    poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
+    notify("STOPPING=1");
+    finish(running)
+}
+
+fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> {
+    let epoll = Arc::new(Epoll::new().context("no event loop")?);
+    let Vm {
+        socket,
+        cid,
+        backend,
+    } = vm;
+    match backend {
+        Backend::Userspace(config) => {
+            match &config.host {
+                HostPlace::Unix(path) => {
+                    info!(
+                        "vm {cid}: userspace path, host programs around {}",
+                        path.display()
+                    );
+                }
+                HostPlace::Vsock { cid: to, .. } => {
+                    info!("vm {cid}: userspace path, forwarded to vsock CID {to}");
+                }
+            }
+            let path = UserspacePath::new(config, neighbourhood, epoll)?;
+            Ok(Ready::new(cid, Worker::new(&socket, path)?))
+        }
+        Backend::Kernel {
+            device,
+            max_queue_size,
+        } => {
+            info!("vm {cid}: kernel path through {}", device.display());
+            let open = Box::new(move || VhostVsock::open(&device));
+            let path = KernelPath::new(cid, max_queue_size, open, epoll)?;
+            Ok(Ready::new(cid, Worker::new(&socket, path)?))
+        }
+    }
+}
+
+/// Ends all threads; the first one's error, if there is one.
+fn finish(running: Vec<Running>) -> anyhow::Result<()> {
+    for vm in &running {
+        vm.stop.signal().context("cannot stop a VM")?;
+    }
+    let mut result = Ok(());
+    for vm in running {
+        let ended = vm
+            .thread
+            .join()
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("a VM's thread has panicked")));
+        result = result.and(ended);
+    }
+    result
+}

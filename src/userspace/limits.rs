@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What one VM may use. Each limit is reported when it is hit ([`super::stats`]).
+
+use std::time::Duration;
+
+/// Bounds for one VM; [`Default`] suits a VM that is not out to do harm and still
+/// holds one that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once, of either origin. Beyond: the guest gets RST, a host
+    /// client is hung up on.
+    pub connections: usize,
+    /// Connections not yet established, and host clients that have not said
+    /// `CONNECT` yet. Beyond: as above.
+    pub half_open: usize,
+    /// Bytes taken from the guest that full host sockets have refused, over all
+    /// connections. Beyond: the connection that adds to them is reset.
+    pub pending_bytes: usize,
+    /// RSTs for connections that do not exist, while the guest posts no buffers.
+    /// Beyond: they are dropped.
+    pub pending_resets: usize,
+    /// Connection requests from siblings that wait for this VM. Beyond: refused.
+    pub sibling_requests: usize,
+    /// Size of the buffer that each connection grants the guest, in bytes.
+    pub buf_alloc: u32,
+    /// How long a host client may take to say `CONNECT`, and a guest to answer a request.
+    pub handshake: Duration,
+    /// How long a guest's request waits for room in a full backlog.
+    pub dial: Duration,
+    /// How long a guest may take to answer the end of a connection
+    /// (`VSOCK_CLOSE_TIMEOUT`), and a host reader to take the rest of one that the
+    /// guest has closed.
+    pub close: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            half_open: 512,
+            pending_bytes: 256 << 20,
+            pending_resets: 1024,
+            sibling_requests: 128,
+            buf_alloc: 1 << 20,
+            handshake: Duration::from_secs(5),
+            dial: Duration::from_millis(1500),
+            close: Duration::from_secs(8),
+        }
+    }
+}

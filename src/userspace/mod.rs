@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The userspace data path: a guest's socket device on one side, Unix sockets (or the
+//! host's vsock, or another VM) on the other.
+//!
+//! # The protocol in short (VIRTIO 1.2, 5.10)
+//!
+//! ```text
+//!  guest's transmit queue                                guest's receive queue
+//!    REQUEST ------------------>  connect  ------------------->  RESPONSE or RST
+//!    RW + bytes --------------->  sendmsg
+//!                                 recvmsg  ------------------->  RW + bytes
+//!    SHUTDOWN(send) ----------->  shutdown(SHUT_WR)
+//!                                 end of file ---------------->  SHUTDOWN(send)
+//!    SHUTDOWN(both) ----------->  rest delivered, close ------>  RST
+//! ```
+//!
+//! Every packet is a 44-byte header and perhaps payload, and every header tells how much
+//! the sender may still be sent: `buf_alloc` bytes beyond the `fwd_cnt` that have left its
+//! buffer.
+//!
+//! # Where things are
+//! - [`packet`] the header; [`credit`] flow control; [`ring`] the queues;
+//! - `connection` one connection's state; `muxer` all of them, the guest's side;
+//!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
+//!   between rings and these;
+//! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
+//!   one process meet;
+//! - [`socket`] system calls; `outbox`, `slab`, `timer`, `tokens` small parts;
+//! - [`limits`], [`stats`].
+//!
+//! # Rules that make it fast, and keep it fair
+//! One thread a VM; a bounded burst from each queue a turn; many packets to a system call
+//! in both directions; rings published once a burst, with at most one notification; sockets
+//! registered once, edge-triggered, and watched for room only after they were full; no
+//! copy but what a full socket refuses, bounded by credit. Nothing waits for one
+//! connection: not a full socket, not a full backlog, not a guest without buffers.
+
+mod connection;
+pub mod credit;
+mod host;
+pub mod hybrid;
+pub mod limits;
+pub mod listener;
+mod muxer;
+mod outbox;
+pub mod packet;
+pub mod ring;
+mod rx;
+pub mod sibling;
+mod slab;
+pub mod socket;
+pub mod stats;
+mod timer;
+mod tokens;
+mod tx;
+mod upkeep;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{debug, error, info};
+
+use self::hybrid::Reply;
+use self::limits::Limits;
+use self::listener::{HostPlace, HostSide};
+use self::muxer::Muxer;
+use self::ring::{Direction, RingError, SplitRing, MAX_QUEUE_SIZE};
+use self::sibling::{JoinError, Neighbourhood};
+use self::stats::Stats;
+use crate::address::GuestCid;
+use crate::epoll::{Epoll, Interest, Token};
+use crate::event::EventFd;
+use crate::features::{Feature, FeatureSet};
+use crate::guest_memory::{write_across, GuestMemory};
+use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
+
+/// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
+/// protected memory uses its DMA API; as no front end sends IOTLB messages, addresses are
+/// guest physical, acknowledged or not.
+pub const FEATURES: FeatureSet = FeatureSet::of(&[
+    Feature::VERSION_1,
+    Feature::EVENT_IDX,
+    Feature::INDIRECT_DESC,
+    Feature::ACCESS_PLATFORM,
+    Feature::STREAM,
+    Feature::SEQPACKET,
+]);
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` as it is on the wire (VIRTIO 1.2, 5.10.6.7).
+const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
+
+/// What a VM's device is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The guest's CID.
+    pub cid: GuestCid,
+    /// Where the host's programs are.
+    pub host: HostPlace,
+    /// Which port host clients are told.
+    pub reply: Reply,
+    /// Groups of VMs that the guest can reach.
+    pub groups: Vec<String>,
+    /// The largest queue a driver may set up.
+    pub max_queue_size: u16,
+    /// What the VM may use.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// The defaults for a guest with host programs around `host`.
+    pub fn new(cid: GuestCid, host: HostPlace) -> Self {
+        Self {
+            cid,
+            host,
+            reply: Reply::default(),
+            groups: vec!["default".to_owned()],
+            max_queue_size: MAX_QUEUE_SIZE,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Sockets, epoll.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its place among siblings.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+}
+
+/// The queues and the memory of a guest that runs.
+struct Active {
+    memory: Arc<GuestMemory>,
+    rings: [Option<SplitRing>; QUEUES],
+    calls: [Option<Arc<EventFd>>; QUEUES],
+    kicks: [Option<Arc<EventFd>>; QUEUES],
+}
+
+/// The data path of one VM.
+pub struct UserspacePath {
+    muxer: Muxer,
+    active: Option<Active>,
+    /// The guest is to be told that its connections are gone, once it can be.
+    reset_event: bool,
+    max_queue_size: u16,
+}
+
+impl UserspacePath {
+    /// Opens the host's side of a device; `epoll` will deliver its events.
+    pub fn new(
+        config: Config,
+        neighbourhood: &Arc<Neighbourhood>,
+        epoll: Arc<Epoll>,
+    ) -> Result<Self, SetupError> {
+        let Config {
+            cid,
+            host,
+            reply,
+            groups,
+            max_queue_size,
+            limits,
+        } = config;
+        let membership = neighbourhood.join(cid, groups, limits.sibling_requests)?;
+        let muxer = Muxer::new(cid, HostSide::open(host)?, reply, limits, membership, epoll);
+        muxer.watch()?;
+        Ok(Self {
+            muxer,
+            active: None,
+            reset_event: false,
+            max_queue_size,
+        })
+    }
+
+    /// The device's counters.
+    pub fn stats(&self) -> Arc<Stats> {
+        self.muxer.stats.clone()
+    }
+}
+
+impl Active {
+    fn new(activation: Activation, epoll: &Epoll) -> io::Result<Self> {
+        let Activation {
+            memory,
+            queues,
+            features,
+            resumed: _,
+        } = activation;
+        let event_idx = features.has(Feature::EVENT_IDX);
+        let indirect = features.has(Feature::INDIRECT_DESC);
+        let mut active = Self {
+            memory,
+            rings: [None, None, None],
+            calls: [None, None, None],
+            kicks: [None, None, None],
+        };
+        for (index, queue) in queues.into_iter().enumerate() {
+            let Some(queue) = queue else { continue };
+            let ring = SplitRing::new(active.memory.clone(), &queue, event_idx, indirect).map_err(
+                |e| io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}")),
+            )?;
+            active.rings[index] = Some(ring);
+            active.calls[index] = queue.call;
+            active.kicks[index] = queue.kick;
+        }
+        if active.rings[RX].is_none() || active.rings[TX].is_none() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the receive and the transmit queue must both be set up",
+            ));
+        }
+        for (index, kick) in active.kicks.iter().enumerate() {
+            if let Some(kick) = kick {
+                if let Err(error) =
+                    epoll.add(kick.as_ref(), tokens::kick(index), Interest::READABLE_EDGE)
+                {
+                    active.unwatch(epoll);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(active)
+    }
+
+    fn unwatch(&self, epoll: &Epoll) {
+        for kick in self.kicks.iter().flatten() {
+            // Not registered, if registering it was what failed.
+            let _ = epoll.remove(kick.as_ref());
+        }
+    }
+
+    /// Shows the guest what was used in a queue, and tells it if it wants to be told.
+    fn publish(&mut self, queue: usize) {
+        if let Some(ring) = &mut self.rings[queue] {
+            if ring.publish() {
+                if let Some(call) = &self.calls[queue] {
+                    if let Err(error) = call.signal() {
+                        debug!("a call event cannot be signalled: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves all queues once. Whether there is more to do at once.
+    fn turn(
+        &mut self,
+        muxer: &mut Muxer,
+        reset_event: &mut bool,
+        now: Instant,
+    ) -> Result<bool, RingError> {
+        let memory = self.memory.clone();
+        let mut more = false;
+        if let Some(ring) = &mut self.rings[TX] {
+            more |= tx::pump(ring, &memory, muxer, now)?;
+        }
+        self.publish(TX);
+        if let Some(ring) = &mut self.rings[RX] {
+            let progress = rx::pump(ring, &memory, muxer, now)?;
+            more |= progress.more;
+            // Kicks for buffers are of interest only while one is missing.
+            if progress.starved {
+                more |= ring.enable_kicks();
+            } else {
+                ring.disable_kicks();
+            }
+        }
+        self.publish(RX);
+        if *reset_event {
+            *reset_event = !self.report_reset()?;
+            self.publish(EVENT);
+        }
+        if !more {
+            if let Some(ring) = &mut self.rings[TX] {
+                more = ring.enable_kicks();
+            }
+        }
+        Ok(more)
+    }
+
+    /// Reports a transport reset (5.10.6.7). Whether there was a buffer for it.
+    fn report_reset(&mut self) -> Result<bool, RingError> {
+        let Some(ring) = &mut self.rings[EVENT] else {
+            return Ok(false);
+        };
+        let mut segments = Vec::new();
+        while ring.available()? > 0 {
+            segments.clear();
+            let Some(chain) = ring.pop(&self.memory, Direction::Writable, &mut segments) else {
+                break;
+            };
+            let fits = chain
+                .buffers
+                .is_ok_and(|len| len as usize >= TRANSPORT_RESET.len());
+            let written = if fits {
+                write_across(&segments, &TRANSPORT_RESET)
+            } else {
+                0
+            };
+            ring.push_used(chain.head, written as u32);
+            if fits {
+                return Ok(true);
+            }
+        }
+        // The kick that comes with a buffer looks again.
+        ring.enable_kicks();
+        Ok(false)
+    }
+}
+
+impl DataPath for UserspacePath {
+    fn features(&self) -> FeatureSet {
+        FEATURES
+    }
+
+    fn cid(&self) -> GuestCid {
+        self.muxer.guest
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.max_queue_size
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.stop();
+        let resumed = activation.resumed;
+        if !resumed {
+            self.muxer.forget_guest();
+            // A driver that is past its first entries knows connections that we do not.
+            self.reset_event = activation.queues[..EVENT]
+                .iter()
+                .flatten()
+                .any(|queue| queue.base != 0);
+            let (guest, features) = (self.muxer.guest, activation.features);
+            info!("vm {guest}: the driver is there, features: {features}");
+        }
+        self.active = Some(Active::new(activation, &self.muxer.epoll)?);
+        self.muxer.listening = true;
+        Ok(())
+    }
+
+    fn is_active(&self) -> bool {
+        self.active.is_some()
+    }
+
+    fn stop(&mut self) -> Option<[u16; QUEUES]> {
+        let active = self.active.take()?;
+        active.unwatch(&self.muxer.epoll);
+        self.muxer.listening = false;
+        debug!("vm {}: queues stopped", self.muxer.guest);
+        let base = |ring: &Option<SplitRing>| ring.as_ref().map_or(0, SplitRing::base);
+        Some([
+            base(&active.rings[RX]),
+            base(&active.rings[TX]),
+            base(&active.rings[EVENT]),
+        ])
+    }
+
+    fn forget_guest(&mut self) {
+        self.stop();
+        self.muxer.forget_guest();
+    }
+
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
+        if let Some(place) = self.active.as_mut().and_then(|a| a.calls.get_mut(queue)) {
+            // Whoever waits on the new one has missed what the old one said.
+            if let Some(call) = &call {
+                if let Err(error) = call.signal() {
+                    debug!("a call event cannot be signalled: {error}");
+                }
+            }
+            *place = call;
+        }
+    }
+
+    fn event(&mut self, token: Token, interest: Interest) {
+        let now = Instant::now();
+        match token.kind {
+            tokens::CONNECTION => self
+                .muxer
+                .connection_event(tokens::id(token), interest, now),
+            tokens::CLIENT => self.muxer.client_event(tokens::id(token), now),
+            tokens::LISTENER => self.muxer.accept(token.slot as usize, now),
+            _ if token == tokens::MAILBOX => self.muxer.mail(now),
+            // Kicks: the turn looks at all queues.
+            _ => {}
+        }
+    }
+
+    fn turn(&mut self, now: Instant) -> Option<Duration> {
+        self.muxer.tick(now);
+        let more = match &mut self.active {
+            None => false,
+            Some(active) => match active.turn(&mut self.muxer, &mut self.reset_event, now) {
+                Ok(more) => more,
+                Err(broken) => {
+                    error!(
+                        "vm {}: {broken}: its queues are left alone until it is reset",
+                        self.muxer.guest
+                    );
+                    self.forget_guest();
+                    false
+                }
+            },
+        };
+        if more {
+            return Some(Duration::ZERO);
+        }
+        let deadline = self.muxer.next_deadline()?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn epoll(&self) -> &Arc<Epoll> {
+        &self.muxer.epoll
+    }
+}

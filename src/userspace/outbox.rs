@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Bytes from the guest that a full host socket has refused.
+//!
+//! The only copy on the way to the host, and bounded: credit keeps a connection's
+//! share below its `buf_alloc`. Of sequenced packets the boundaries are kept, and the
+//! message still under way in pieces waits here for its end.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use super::socket::Socket;
+use crate::guest_memory::Segment;
+
+/// A queue of bytes, or of messages.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    bytes: VecDeque<u8>,
+    /// Lengths of the complete messages at the front; unused for streams.
+    messages: VecDeque<usize>,
+    /// Bytes at the back that belong to no complete message.
+    open: usize,
+}
+
+impl Outbox {
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether nothing waits, not even a message under way.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.messages.is_empty()
+    }
+
+    /// Appends the bytes of `segments`; of a message, those that come next.
+    pub fn push(&mut self, segments: &[Segment<'_>]) {
+        let mut chunk = [0u8; 4096];
+        for segment in segments {
+            let mut rest = *segment;
+            while !rest.is_empty() {
+                let taken = rest.read(&mut chunk);
+                self.bytes.extend(&chunk[..taken]);
+                rest = rest.split_at(taken).1;
+                self.open += taken;
+            }
+        }
+    }
+
+    /// Ends the message under way.
+    pub fn end_message(&mut self) {
+        self.messages.push_back(std::mem::take(&mut self.open));
+    }
+
+    /// Forgets the message under way: its end will not come.
+    pub fn abandon_message(&mut self) {
+        let complete = self.bytes.len() - std::mem::take(&mut self.open);
+        self.bytes.truncate(complete);
+    }
+
+    /// Forgets everything; how many bytes that were.
+    pub fn clear(&mut self) -> usize {
+        let len = self.bytes.len();
+        *self = Self::default();
+        len
+    }
+
+    /// Writes to a stream until the socket is full; how many bytes went.
+    pub fn flush_bytes(&mut self, socket: &Socket) -> io::Result<usize> {
+        let mut total = 0;
+        while !self.bytes.is_empty() {
+            let (front, back) = self.bytes.as_slices();
+            match socket.send_bytes(&[IoSlice::new(front), IoSlice::new(back)]) {
+                Ok(sent) => {
+                    self.bytes.drain(..sent);
+                    total += sent;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.release();
+        Ok(total)
+    }
+
+    /// Sends complete messages until the socket is full; how many bytes went.
+    pub fn flush_messages(&mut self, socket: &Socket) -> io::Result<usize> {
+        let mut total = 0;
+        while let Some(&len) = self.messages.front() {
+            let (front, back) = self.bytes.as_slices();
+            let front = &front[..len.min(front.len())];
+            let back = &back[..len - front.len()];
+            match socket.send_bytes(&[IoSlice::new(front), IoSlice::new(back)]) {
+                Ok(_) => {
+                    self.bytes.drain(..len);
+                    self.messages.pop_front();
+                    total += len;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.release();
+        Ok(total)
+    }
+
+    /// Gives the memory of a queue that has been emptied back.
+    fn release(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::userspace::packet::SocketType;
+
+    fn outbox(bytes: &[u8]) -> Outbox {
+        Outbox {
+            bytes: bytes.iter().copied().collect(),
+            messages: VecDeque::new(),
+            open: bytes.len(),
+        }
+    }
+
+    #[test]
+    fn messages_leave_whole_and_the_one_under_way_stays() {
+        let (socket, peer) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let mut outbox = outbox(b"one");
+        outbox.end_message();
+        outbox.bytes.extend(b"tw");
+        outbox.open = 2;
+        assert_eq!(outbox.flush_messages(&socket).unwrap(), 3);
+        let mut got = [0; 8];
+        assert_eq!(peer.receive_bytes(&mut got).unwrap(), 3);
+        assert_eq!((outbox.len(), outbox.is_empty()), (2, false));
+        outbox.abandon_message();
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn an_empty_message_is_one() {
+        let (socket, peer) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let mut outbox = Outbox::default();
+        outbox.end_message();
+        assert!(!outbox.is_empty());
+        outbox.flush_messages(&socket).unwrap();
+        assert!(outbox.is_empty());
+        assert_eq!(peer.next_message_len().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_full_socket_keeps_the_rest() {
+        let (socket, peer) = Socket::pair(SocketType::Stream).unwrap();
+        let mut outbox = outbox(&vec![7; 4 << 20]);
+        let mut total = outbox.flush_bytes(&socket).unwrap();
+        assert_eq!(outbox.len(), (4 << 20) - total);
+        let mut got = vec![0; 1 << 20];
+        while !outbox.is_empty() {
+            while peer.receive_bytes(&mut got).is_ok() {}
+            total += outbox.flush_bytes(&socket).unwrap();
+        }
+        assert_eq!(total, 4 << 20);
+    }
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The kernel path behind vhost-user: the host kernel's vhost-vsock moves the data.
+//!
+//! The front end's address space is not ours: [`Front`](super::front::Front) has already
+//! turned its ring addresses into guest physical ones. Bit 33 is offered, as crosvm does
+//! for protected VMs, and goes no further than the shim: without IOTLB messages from the
+//! front end addresses are guest physical, so the mode is `off` on every kernel.
+//!
+//! A guest that goes for good takes its connections with it, which vhost-vsock does
+//! when its descriptor closes: the device is opened anew for the next guest.
+//!
+//! Limits: the event queue is not served (vhost-vsock does not, and QEMU keeps it), so a
+//! guest that outlives its front end learns of lost connections by RST.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{error, info};
+
+use crate::address::{Address, BusAddr, Gpa, GuestCid};
+use crate::compat::{offer, IotlbBit, Vm};
+use crate::epoll::{Epoll, Interest, Token};
+use crate::event::EventFd;
+use crate::features::FeatureSet;
+use crate::kernel::{
+    self, Addressing, Error, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
+};
+use crate::path::{Activation, DataPath, Queue, EVENT, PATH_KINDS, QUEUES, RX, TX};
+
+/// What the monitor watches; the slot is a number in its list.
+const MONITOR: u8 = PATH_KINDS;
+
+/// Makes a device: opens the device file, or what stands in for it.
+pub type Open = Box<dyn Fn() -> Result<VhostVsock, Error> + Send>;
+
+/// The data path of one VM through `/dev/vhost-vsock`.
+pub struct KernelPath {
+    cid: GuestCid,
+    max_queue_size: u16,
+    offered: FeatureSet,
+    open: Open,
+    device: VhostVsock,
+    /// What the device runs on; its memory stays mapped while the device is stopped, since
+    /// it may go on there.
+    activation: Option<Activation>,
+    monitor: Option<Monitor>,
+    epoll: Arc<Epoll>,
+}
+
+impl KernelPath {
+    /// Opens the device.
+    pub fn new(
+        cid: GuestCid,
+        max_queue_size: u16,
+        open: Open,
+        epoll: Arc<Epoll>,
+    ) -> Result<Self, Error> {
+        let device = opened(&open)?;
+        Ok(Self {
+            cid,
+            max_queue_size,
+            offered: offer(
+                Vm::Protected,
+                IotlbBit::NONE,
+                device.features(),
+                FeatureSet::EMPTY,
+            ),
+            open,
+            device,
+            activation: None,
+            monitor: None,
+            epoll,
+        })
+    }
+
+    fn start(&mut self, activation: &Activation) -> Result<Monitor, Error> {
+        let [rx, tx, _] = &activation.queues;
+        self.device.activate(&kernel::Activation {
+            cid: self.cid,
+            vm: Vm::Protected,
+            acked: activation.features,
+            iotlb_bit: IotlbBit::NONE,
+            addressing: Addressing::Off,
+            messages: MessageFormat::V1,
+            memory: activation.memory.map().clone(),
+            queues: [setup(rx, QueueIndex::Rx)?, setup(tx, QueueIndex::Tx)?],
+        })
+    }
+
+    /// Opens the device again: its connections end.
+    fn renew(&mut self) -> Result<(), Error> {
+        self.stop();
+        self.device = opened(&self.open)?;
+        self.activation = None;
+        Ok(())
+    }
+}
+
+fn opened(open: &Open) -> Result<VhostVsock, Error> {
+    let mut device = open()?;
+    device.own()?;
+    Ok(device)
+}
+
+fn setup(queue: &Option<Queue>, index: QueueIndex) -> Result<QueueSetup<'_>, Error> {
+    let missing = || {
+        let why = format!("queue {index} needs a kick and a call descriptor");
+        Error::Event(io::Error::new(io::ErrorKind::InvalidInput, why))
+    };
+    let queue = queue.as_ref().ok_or_else(missing)?;
+    let bus = |address: Gpa| BusAddr::new(address.raw());
+    Ok(QueueSetup {
+        size: queue.size,
+        desc: bus(queue.descriptors),
+        avail: bus(queue.available),
+        used: bus(queue.used),
+        base: queue.base,
+        kick: queue.kick.as_deref().ok_or_else(missing)?.as_fd(),
+        call: queue.call.as_deref().ok_or_else(missing)?.as_fd(),
+    })
+}
+
+impl DataPath for KernelPath {
+    fn features(&self) -> FeatureSet {
+        self.offered
+    }
+
+    fn cid(&self) -> GuestCid {
+        self.cid
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.max_queue_size
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        if !activation.resumed && self.activation.is_some() {
+            self.renew().map_err(io::Error::other)?;
+        }
+        let monitor = self.start(&activation).map_err(io::Error::other)?;
+        let mut watched = Ok(());
+        for (slot, descriptor) in monitor.descriptors().into_iter().enumerate() {
+            let token = Token::lasting(MONITOR, slot as u32);
+            watched = watched.and(self.epoll.add(descriptor, token, Interest::READABLE));
+        }
+        if !activation.resumed {
+            let (cid, features) = (self.cid, activation.features);
+            info!("vm {cid}: the driver is there, features: {features}");
+        }
+        self.monitor = Some(monitor);
+        self.activation = Some(activation);
+        if watched.is_err() {
+            self.stop();
+        }
+        watched
+    }
+
+    fn is_active(&self) -> bool {
+        self.device.is_running()
+    }
+
+    fn stop(&mut self) -> Option<[u16; QUEUES]> {
+        if let Some(monitor) = self.monitor.take() {
+            for descriptor in monitor.descriptors() {
+                // Not registered, if registering it was what failed.
+                let _ = self.epoll.remove(descriptor);
+            }
+        }
+        if !self.device.is_running() {
+            return None;
+        }
+        let start = |queue: usize| {
+            let queue = self.activation.as_ref()?.queues[queue].as_ref();
+            queue.map(|queue| queue.base)
+        };
+        let event = start(EVENT).unwrap_or(0);
+        match self.device.stop() {
+            Ok([rx, tx]) => Some([rx, tx, event]),
+            Err(error) => {
+                error!("vm {}: {error}", self.cid);
+                Some([start(RX).unwrap_or(0), start(TX).unwrap_or(0), event])
+            }
+        }
+    }
+
+    fn forget_guest(&mut self) {
+        if self.activation.is_some() {
+            if let Err(error) = self.renew() {
+                error!("vm {}: the next guest cannot be served: {error}", self.cid);
+            }
+        }
+    }
+
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
+        if !self.is_active() || queue == EVENT {
+            return;
+        }
+        let bases = self.stop();
+        let (Some(mut activation), Some(bases)) = (self.activation.take(), bases) else {
+            return;
+        };
+        for (place, base) in activation.queues.iter_mut().zip(bases) {
+            if let Some(place) = place {
+                place.base = base;
+            }
+        }
+        if let Some(place) = &mut activation.queues[queue] {
+            place.call = call;
+        }
+        activation.resumed = true;
+        if let Err(error) = self.activate(activation) {
+            error!(
+                "vm {}: queue {queue} cannot go on with another call event: {error}",
+                self.cid
+            );
+        }
+    }
+
+    fn event(&mut self, token: Token, _interest: Interest) {
+        if let (MONITOR, Some(monitor)) = (token.kind, &mut self.monitor) {
+            // Logged there; vhost-user has no way to say more.
+            drop(monitor.handle());
+        }
+    }
+
+    fn turn(&mut self, _now: Instant) -> Option<Duration> {
+        None
+    }
+
+    fn epoll(&self) -> &Arc<Epoll> {
+        &self.epoll
+    }
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device side of vhost-user: any VMM with a vhost-user socket device can be the
+//! front end of a [`DataPath`](crate::path::DataPath).
+//!
+//! The protocol is rust-vmm's `vhost` crate. Its companion `vhost-user-backend` is left
+//! out: it owns the event loop and the vrings, hands a back end one kick at a time and
+//! processes rings through a lock, which stands in the way of all that makes the data
+//! path fast: one loop for queues and sockets alike, and one publication a batch.
+//!
+//! - [`front`]: requests, and what they add up to;
+//! - [`kernel_path`]: `/dev/vhost-vsock` as such a data path;
+//! - [`worker`]: a VM's thread: the socket, the event loop, the data path's turns.
+
+pub mod front;
+pub mod kernel_path;
+pub mod worker;

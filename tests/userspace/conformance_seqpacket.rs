@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Sequenced packets (VIRTIO 1.2, 5.10.6.6.1): messages keep their boundaries.
+
+use std::ffi::OsStr;
+use std::io::{ErrorKind, IoSlice};
+use std::time::Duration;
+
+use crosvm_vsock::userspace::packet::SocketType as HostType;
+use crosvm_vsock::userspace::socket::Socket;
+use guest_driver::queues::{Chunking, RxConfig, Split};
+use guest_driver::rng::Rng;
+use guest_driver::{SocketType, Stream};
+
+use crate::harness::{wait_until, Vm};
+
+fn retry<T>(mut what: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    for _ in 0..10_000 {
+        match what() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => return done,
+        }
+    }
+    Err(ErrorKind::TimedOut.into())
+}
+
+fn send(socket: &Socket, message: &[u8]) {
+    retry(|| socket.send_bytes(&[IoSlice::new(message)])).unwrap();
+}
+
+fn receive(socket: &Socket) -> Vec<u8> {
+    let mut message = vec![0; 1 << 20];
+    let len = retry(|| socket.receive_bytes(&mut message)).unwrap();
+    message.truncate(len);
+    message
+}
+
+fn path(vm: &Vm, suffix: &str) -> std::ffi::OsString {
+    let mut path = vm.device.uds().into_os_string();
+    path.push(OsStr::new(suffix));
+    path
+}
+
+fn guest_connects(vm: &Vm) -> (Stream, Socket) {
+    let listener = Socket::listen_unix(&path(vm, "_70"), HostType::SeqPacket).unwrap();
+    let guest = vm.guest.connect(2, 70, SocketType::SEQPACKET).unwrap();
+    (guest, retry(|| listener.accept()).unwrap())
+}
+
+fn messages(guest: &Stream, host: &Socket, sizes: &[usize]) {
+    let message = |index: usize, size: usize| {
+        let mut rng = Rng::new(index as u64);
+        (0..size).map(|_| rng.next_u64() as u8).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (index, size) in sizes.iter().enumerate() {
+                guest.send_msg(&message(index, *size), false).unwrap();
+            }
+        });
+        for (index, size) in sizes.iter().enumerate() {
+            assert!(
+                receive(host) == message(index, *size),
+                "message {index} to the host"
+            );
+        }
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (index, size) in sizes.iter().enumerate() {
+                send(host, &message(index, *size));
+            }
+        });
+        let mut got = Vec::new();
+        for (index, size) in sizes.iter().enumerate() {
+            guest.recv_msg(&mut got).unwrap().expect("a message");
+            assert!(got == message(index, *size), "message {index} to the guest");
+        }
+    });
+}
+
+const SIZES: [usize; 9] = [1, 10, 4052, 4053, 100, 65_536, 150_000, 2, 70_000];
+
+#[test]
+fn messages_keep_their_boundaries_both_ways() {
+    let vm = Vm::start();
+    let (guest, host) = guest_connects(&vm);
+    messages(&guest, &host, &SIZES);
+    drop(host);
+    assert_eq!(guest.recv_msg(&mut Vec::new()).unwrap(), None);
+    vm.assert_clean();
+}
+
+#[test]
+fn messages_in_small_pieces_keep_their_boundaries() {
+    let vm = Vm::with(
+        |_| {},
+        |g| {
+            g.tx.chunking = Chunking::Random(700);
+            g.tx.split = Split::Random(300);
+            g.rx = RxConfig {
+                buffers: 20,
+                size: 600,
+                split: Split::Every(77),
+            };
+        },
+    );
+    let (guest, host) = guest_connects(&vm);
+    messages(&guest, &host, &[1, 5000, 599, 600, 20_000, 3]);
+    vm.assert_clean();
+}
+
+#[test]
+fn hosts_connect_at_a_name_of_their_own() {
+    let vm = Vm::start();
+    let listener = vm.guest.listen(50, SocketType::SEQPACKET).unwrap();
+    let host = Socket::connect_unix(&path(&vm, "_seqpacket"), HostType::SeqPacket).unwrap();
+    send(&host, b"CONNECT 50\n");
+    assert_eq!(receive(&host), b"OK 50\n");
+    let guest = listener.accept().unwrap();
+    messages(&guest, &host, &SIZES);
+    guest.close().unwrap();
+    assert_eq!(receive(&host), b"");
+    vm.assert_clean();
+}
+
+#[test]
+fn a_host_that_does_not_read_loses_no_message() {
+    let vm = Vm::start();
+    let (guest, host) = guest_connects(&vm);
+    for number in 0..100u32 {
+        let mut message = vec![0; 4000];
+        message[..4].copy_from_slice(&number.to_le_bytes());
+        guest.send_msg(&message, false).unwrap();
+    }
+    guest.close().unwrap();
+    for number in 0..100u32 {
+        let message = receive(&host);
+        assert_eq!(
+            (message.len(), &message[..4]),
+            (4000, &number.to_le_bytes()[..])
+        );
+    }
+    assert_eq!(receive(&host), b"");
+}
+
+#[test]
+fn a_message_larger_than_the_guests_buffer_ends_the_connection() {
+    let vm = Vm::with(|_| {}, |g| g.buf_alloc = 10_000);
+    let (guest, host) = guest_connects(&vm);
+    send(&host, &[1; 10_001]);
+    assert!(guest.recv_msg(&mut Vec::new()).is_err());
+    vm.assert_alive();
+}
+
+#[test]
+fn a_message_too_large_for_the_hosts_socket_ends_the_connection() {
+    let vm = Vm::start();
+    let (guest, host) = guest_connects(&vm);
+    guest.send_msg(&vec![1; 900_000], false).unwrap();
+    assert!(guest.recv_msg(&mut Vec::new()).is_err());
+    drop(host);
+    vm.assert_alive();
+}
+
+#[test]
+fn a_stream_does_not_reach_a_listener_for_messages() {
+    let vm = Vm::start();
+    let listener = Socket::listen_unix(&path(&vm, "_70"), HostType::SeqPacket).unwrap();
+    let error = vm.guest.connect(2, 70, SocketType::STREAM).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    drop(listener);
+    wait_until("gone", || vm.guest.open_connections() == 0);
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Two VMs of one process talk to each other, if they share a group.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+
+use guest_driver::check::{receive, send, Pieces};
+use guest_driver::SocketType;
+
+use crate::harness::{wait_until, Vm};
+
+fn pair(a: &[&str], b: &[&str]) -> (Vm, Vm) {
+    let street = Arc::default();
+    let groups = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let vm = |cid, names| Vm::among(&street, cid, |c| c.groups = groups(names), |_| {});
+    (vm(3, a), vm(4, b))
+}
+
+#[test]
+fn siblings_connect_and_hear_each_others_names() {
+    let (a, b) = pair(&["x", "y"], &["y"]);
+    let listener = b.guest.listen(50, SocketType::STREAM).unwrap();
+    let from_a = a.guest.connect(4, 50, SocketType::STREAM).unwrap();
+    let at_b = listener.accept().unwrap();
+    assert_eq!(at_b.peer(), (3, from_a.local_port()));
+    const TOTAL: u64 = 3 << 20;
+    let pieces = Pieces::Of(30_000);
+    std::thread::scope(|scope| {
+        scope.spawn(|| send(&from_a, 1, TOTAL, pieces).unwrap());
+        scope.spawn(|| send(&at_b, 2, TOTAL, pieces).unwrap());
+        scope.spawn(|| receive(&from_a, 2, TOTAL, pieces).unwrap());
+        receive(&at_b, 1, TOTAL, pieces).unwrap();
+    });
+    from_a.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((&at_b).read(&mut [0]).unwrap(), 0);
+    (&at_b).write_all(b"half").unwrap();
+    (&from_a).read_exact(&mut [0; 4]).unwrap();
+    at_b.close().unwrap();
+    a.assert_clean();
+    b.assert_clean();
+}
+
+#[test]
+fn messages_pass_between_siblings() {
+    let (a, b) = pair(&["x"], &["x"]);
+    let listener = b.guest.listen(50, SocketType::SEQPACKET).unwrap();
+    let from_a = a.guest.connect(4, 50, SocketType::SEQPACKET).unwrap();
+    let at_b = listener.accept().unwrap();
+    let mut got = Vec::new();
+    for size in [1, 5000, 100_000] {
+        from_a.send_msg(&vec![9; size], false).unwrap();
+        at_b.recv_msg(&mut got).unwrap().unwrap();
+        assert_eq!(got.len(), size);
+    }
+    a.assert_clean();
+    b.assert_clean();
+}
+
+#[test]
+fn a_sibling_without_a_listener_refuses() {
+    let (a, _b) = pair(&["x"], &["x"]);
+    let error = a.guest.connect(4, 50, SocketType::STREAM).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+}
+
+#[test]
+fn strangers_are_not_reached() {
+    let (a, b) = pair(&["x"], &["y"]);
+    let _listener = b.guest.listen(50, SocketType::STREAM).unwrap();
+    let error = a.guest.connect(4, 50, SocketType::STREAM).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+}
+
+#[test]
+fn a_sibling_that_does_not_read_holds_up_nobody() {
+    let (a, b) = pair(&["x"], &["x"]);
+    let listener = b.guest.listen(50, SocketType::STREAM).unwrap();
+    let from_a = a.guest.connect(4, 50, SocketType::STREAM).unwrap();
+    let at_b = listener.accept().unwrap();
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send(&from_a, 1, 8 << 20, Pieces::Of(60_000)));
+        a.assert_alive();
+        b.assert_alive();
+        receive(&at_b, 1, 8 << 20, Pieces::Of(60_000)).unwrap();
+        sending.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_sibling_that_ends_ends_its_connections() {
+    let (a, b) = pair(&["x"], &["x"]);
+    let listener = b.guest.listen(50, SocketType::STREAM).unwrap();
+    let mut from_a = a.guest.connect(4, 50, SocketType::STREAM).unwrap();
+    let at_b = listener.accept().unwrap();
+    drop((at_b, listener));
+    drop(b);
+    let mut rest = Vec::new();
+    let _ = from_a.read_to_end(&mut rest);
+    drop(from_a);
+    wait_until("gone", || a.guest.open_connections() == 0);
+    let error = a.guest.connect(4, 50, SocketType::STREAM).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+    a.assert_alive();
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Limits hold, are counted, and hurt only whoever hits them.
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::Duration;
+
+use guest_driver::packet::Op;
+use guest_driver::SocketType;
+
+use crate::harness::{accept, header, wait_until, Device, Vm, PATIENCE};
+
+#[test]
+fn connections() {
+    let vm = Vm::with(|c| c.limits.connections = 10, |_| {});
+    let listener = vm.device.listen(70);
+    let connect = || vm.guest.connect(2, 70, SocketType::STREAM);
+    let mut open: Vec<_> = (0..10).map(|_| connect().unwrap()).collect();
+    let hosts: Vec<_> = (0..10).map(|_| accept(&listener)).collect();
+    let error = connect().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    vm.device
+        .assert_counted(|stats| &stats.limit_connections, 1);
+    let _port = vm.guest.listen(50, SocketType::STREAM).unwrap();
+    assert!(vm.device.dial(50).is_err());
+    for (guest, mut host) in open.iter_mut().zip(&hosts) {
+        guest.write_all(b"x").unwrap();
+        host.read_exact(&mut [0]).unwrap();
+    }
+    open.pop().unwrap().close().unwrap();
+    connect().unwrap();
+}
+
+#[test]
+fn half_open_connections() {
+    let vm = Vm::with(|c| c.limits.half_open = 5, |_| {});
+    let silent: Vec<_> = (0..5).map(|_| vm.device.knock()).collect();
+    let mut one_more = vm.device.knock();
+    assert_eq!(one_more.read(&mut [0]).unwrap(), 0);
+    vm.device.assert_counted(|stats| &stats.limit_half_open, 1);
+    drop(silent);
+    wait_until("there is room again", || {
+        let _ = std::fs::remove_file(vm.device.port_path(70));
+        let _listener = vm.device.listen(70);
+        vm.guest.connect(2, 70, SocketType::STREAM).is_ok()
+    });
+}
+
+#[test]
+fn pending_bytes() {
+    let vm = Vm::with(
+        |c| c.limits.pending_bytes = 300 << 10,
+        |g| g.timeout = Duration::from_secs(2),
+    );
+    let (mut other, mut other_host) = vm.guest_connects(71);
+    let (mut guest, host) = vm.guest_connects(70);
+    // The host does not read: beyond what its socket holds, bytes pend.
+    assert!(guest.write_all(&vec![1; 4 << 20]).is_err());
+    wait_until("the limit is hit", || {
+        vm.device.stats.limit_pending_bytes.get() > 0
+    });
+    other.write_all(b"fine").unwrap();
+    other_host.read_exact(&mut [0; 4]).unwrap();
+    drop(host);
+}
+
+#[test]
+fn pending_resets() {
+    let vm = Vm::with(|c| c.limits.pending_resets = 50, |_| {});
+    let stats = vm.device.stats.clone();
+    let raw = vm.guest.raw();
+    for port in 0..400 {
+        raw.send(&header(Op::RW, 1000, port), &[]).unwrap();
+    }
+    wait_until("all packets are taken", || {
+        stats.packets_from_guest.get() == 400
+    });
+    // The guest's 128 buffers are full, 50 answers wait, the rest was dropped.
+    let dropped = stats.limit_pending_resets.get();
+    assert_eq!(400 - dropped, 128 + 50);
+    for _ in 0..400 - dropped {
+        raw.expect(Op::RST, PATIENCE).unwrap();
+    }
+    drop(raw);
+    vm.assert_alive();
+}
+
+#[test]
+fn sibling_requests() {
+    let street = std::sync::Arc::default();
+    let a = Vm::among(&street, 3, |_| {}, |_| {});
+    let b = Vm::among(&street, 4, |c| c.limits.half_open = 3, |_| {});
+    // Nobody answers at the other end: the rings are in our hands.
+    let raw = b.guest.raw();
+    let requests = a.guest.raw();
+    for port in 0..10 {
+        let request = guest_driver::packet::Header {
+            dst_cid: 4,
+            ..header(Op::REQUEST, 1000 + port, 50)
+        };
+        requests.send(&request, &[]).unwrap();
+    }
+    for _ in 0..7 {
+        requests.expect(Op::RST, PATIENCE).unwrap();
+    }
+    for _ in 0..3 {
+        raw.expect(Op::REQUEST, PATIENCE).unwrap();
+    }
+    assert!(raw.recv(Duration::from_millis(100)).is_err());
+}
+
+/// Runs out of descriptors in a process of its own.
+#[test]
+fn descriptors() {
+    const CHILD: &str = "VSOCK_TEST_DESCRIPTORS";
+    if std::env::var_os(CHILD).is_none() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "limits::descriptors"])
+            .env(CHILD, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    assert!(
+        !Device::is_foreign(),
+        "not applicable: a program's descriptors are its own"
+    );
+    let vm = Vm::start();
+    let (mut guest, mut host) = vm.guest_connects(70);
+    let _listener = vm.guest.listen(50, SocketType::STREAM).unwrap();
+    let many = vm.device.listen(80);
+    // Clients made before the descriptors run out; none is left for the device's end.
+    let mut filler = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        filler.push(file);
+    }
+    filler.truncate(filler.len() - 1);
+    let mut client = vm.device.knock();
+    assert_eq!(client.read(&mut [0]).unwrap_or(0), 0, "turned away");
+    let error = vm.guest.connect(2, 80, SocketType::STREAM);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    guest.write_all(b"old").unwrap();
+    host.read_exact(&mut [0; 3]).unwrap();
+    assert!(vm.device.stats.out_of_descriptors.get() > 0);
+    drop(filler);
+    drop(many);
+    drop(client);
+    vm.assert_alive();
+}
