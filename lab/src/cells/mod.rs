@@ -5,6 +5,7 @@
 mod iotlb;
 mod life;
 mod modes;
+mod plugin;
 pub mod raw;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -89,6 +90,7 @@ pub fn all(host: &Host) -> Vec<Cell> {
         modes::cells(host),
         life::cells(host),
         iotlb::cells(host),
+        plugin::cells(host),
     ]
     .into_iter()
     .flatten()
