@@ -49,7 +49,7 @@ pub fn tell(report: &Report, host: &Host, request: &Request, reporter: &Reporter
     reporter.say(
         "2. This device, the same guest: 16 MiB each way over 16 connections, every byte checked.",
     )?;
-    let mut table = String::from("\n   mode        what the kernel can reach            result\n");
+    let mut table = String::from("\n   mode        what the kernel can reach               result\n");
     for mode in Mode::ALL {
         let start = Instant::now();
         let result = chapter(mode);
@@ -60,7 +60,7 @@ pub fn tell(report: &Report, host: &Host, request: &Request, reporter: &Reporter
         };
         reporter.say(&format!("   {mode}: {got} ({took:.1} s). {detail}"))?;
         let name = mode.to_string();
-        table += &format!("   {name:<12}{:<37}{got}\n", reach(mode));
+        table += &format!("   {name:<12}{:<40}{got}\n", reach(mode));
         reporter.row(&row(request, report, &name, WORKS, got.into(), detail))?;
     }
     reporter.say(&table)
