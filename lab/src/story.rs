@@ -49,7 +49,8 @@ pub fn tell(report: &Report, host: &Host, request: &Request, reporter: &Reporter
     reporter.say(
         "2. This device, the same guest: 16 MiB each way over 16 connections, every byte checked.",
     )?;
-    let mut table = String::from("\n   mode        what the kernel can reach               result\n");
+    let mut table =
+        String::from("\n   mode        what the kernel can reach               result\n");
     for mode in Mode::ALL {
         let start = Instant::now();
         let result = chapter(mode);

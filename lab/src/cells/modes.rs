@@ -72,7 +72,14 @@ fn off(host: &Host, platform: FeatureSet) -> Result<&'static str> {
         platform,
         ..Spec::protected()
     };
-    converse(&mut Rig::new(spec)?, host, Addressing::Off)
+    let mut rig = Rig::new(spec)?;
+    let outcome = converse(&mut rig, host, Addressing::Off)?;
+    // The device would serve an IOTLB that is on by mistake, and carry data.
+    ensure!(
+        rig.device.iotlb().is_none(),
+        "the IOTLB is on, and nobody asked for it"
+    );
+    Ok(outcome)
 }
 
 /// One mapping a region is told in advance: a miss would mean a hole.
