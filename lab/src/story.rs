@@ -8,11 +8,10 @@ use std::time::Instant;
 use anyhow::Result;
 use crosvm_vsock::compat::Mode;
 use crosvm_vsock::kernel::probe::Report;
-use crosvm_vsock::kernel::Addressing;
 
 use crate::boot::{Reporter, Request};
 use crate::cells::{raw, Host, WORKS};
-use crate::rig::{Rig, Spec, Viommu};
+use crate::rig::Rig;
 use crate::{conversation, row};
 
 /// Bytes each way in each mode.
@@ -77,19 +76,7 @@ fn reach(mode: Mode) -> &'static str {
 }
 
 fn chapter(mode: Mode) -> Result<String> {
-    let (mut rig, addressing) = match mode {
-        Mode::Off => (Rig::new(Spec::protected())?, Addressing::Off),
-        Mode::Identity => (Rig::new(Spec::protected())?, Addressing::Identity),
-        Mode::Restricted => {
-            let (spec, window) = Spec::windowed()?;
-            (Rig::new(spec)?, Addressing::Restricted(window))
-        }
-        Mode::Translated => {
-            let rig = Rig::new(Spec::translated(1))?;
-            let viommu = Viommu::of(&rig.guest);
-            (rig, Addressing::Translated(viommu))
-        }
-    };
+    let (mut rig, addressing) = Rig::in_mode(mode)?;
     rig.activate(addressing)?;
     conversation::volume(&rig.guest, VOLUME, 1)?;
     rig.check_quiet()?;

@@ -21,18 +21,12 @@ use crate::rig::{driver_range, Rig, Spec, Viommu};
 use crate::{conversation, host};
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
-    let cell = |name, mode, run| Cell {
-        name,
-        mode: Some(mode),
-        expected: host.expected(mode),
-        run,
-    };
     vec![
-        cell("2048 entries and more", Mode::Translated, |_| eviction()),
-        cell("remap under traffic", Mode::Translated, |_| remap()),
-        cell("denied, then reset", Mode::Translated, |_| denied()),
-        cell("outside of the window", Mode::Restricted, |_| outside()),
-        cell("share and unshare", Mode::Restricted, |_| {
+        host.cell("2048 entries and more", Mode::Translated, |_| eviction()),
+        host.cell("remap under traffic", Mode::Translated, |_| remap()),
+        host.cell("denied, then reset", Mode::Translated, |_| denied()),
+        host.cell("outside of the window", Mode::Restricted, |_| outside()),
+        host.cell("share and unshare", Mode::Restricted, |_| {
             share_and_unshare()
         }),
     ]

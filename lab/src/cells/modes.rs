@@ -15,36 +15,30 @@ use crate::conversation;
 use crate::rig::{Rig, Spec, Viommu};
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
-    let cell = |name, mode, run| Cell {
-        name,
-        mode: Some(mode),
-        expected: host.expected(mode),
-        run,
-    };
     vec![
-        cell("off, guest acks neither", Mode::Off, |host| {
+        host.cell("off, guest acks neither", Mode::Off, |host| {
             off(host, FeatureSet::EMPTY)
         }),
-        cell("off, guest acks 33", Mode::Off, |host| {
+        host.cell("off, guest acks 33", Mode::Off, |host| {
             off(host, Feature::ACCESS_PLATFORM.set())
         }),
-        cell("off, guest acks 63", Mode::Off, |host| {
+        host.cell("off, guest acks 63", Mode::Off, |host| {
             off(
                 host,
                 IotlbBit::default().either() - Feature::ACCESS_PLATFORM.set(),
             )
         }),
-        cell("off, guest acks both", Mode::Off, |host| {
+        host.cell("off, guest acks both", Mode::Off, |host| {
             off(host, IotlbBit::default().either())
         }),
-        cell("identity", Mode::Identity, |host| {
+        host.cell("identity", Mode::Identity, |host| {
             identity(host, MessageFormat::V1)
         }),
-        cell("identity, messages v2", Mode::Identity, |host| {
+        host.cell("identity, messages v2", Mode::Identity, |host| {
             identity(host, MessageFormat::V2)
         }),
-        cell("restricted", Mode::Restricted, restricted),
-        cell("translated", Mode::Translated, translated),
+        host.cell("restricted", Mode::Restricted, restricted),
+        host.cell("translated", Mode::Translated, translated),
     ]
 }
 

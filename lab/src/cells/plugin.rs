@@ -19,29 +19,23 @@ use crate::plugin_rig::PluginRig;
 use crate::rig::fresh_cid;
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
-    let cell = |name, mode, run| Cell {
-        name,
-        mode: Some(mode),
-        expected: host.expected(mode),
-        run,
-    };
     const NEITHER: FeatureSet = FeatureSet::EMPTY;
     const LEGACY: FeatureSet = Feature::ACCESS_PLATFORM.set();
     vec![
-        cell("plugin, off", Mode::Off, |host| life(host, "off", NEITHER)),
-        cell("plugin, off, guest acks 33", Mode::Off, |host| {
+        host.cell("plugin, off", Mode::Off, |host| life(host, "off", NEITHER)),
+        host.cell("plugin, off, guest acks 33", Mode::Off, |host| {
             life(host, "off", LEGACY)
         }),
-        cell("plugin, identity", Mode::Identity, |host| {
+        host.cell("plugin, identity", Mode::Identity, |host| {
             life(host, "identity", NEITHER)
         }),
-        cell("plugin, identity, guest acks 33", Mode::Identity, |host| {
+        host.cell("plugin, identity, guest acks 33", Mode::Identity, |host| {
             life(host, "identity", LEGACY)
         }),
-        cell("plugin, restricted", Mode::Restricted, |host| {
+        host.cell("plugin, restricted", Mode::Restricted, |host| {
             life(host, "restricted", NEITHER)
         }),
-        cell(
+        host.cell(
             "plugin, restricted, guest acks 33",
             Mode::Restricted,
             |host| life(host, "restricted", LEGACY),
