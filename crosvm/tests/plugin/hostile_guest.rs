@@ -243,21 +243,21 @@ fn short_event_buffers_without_end_do_not_keep_the_device_awake() {
     vm.events.post(1, WRITABLE);
     let over = Arc::new(AtomicBool::new(false));
     let (memory, stop) = (vm.memory.clone(), over.clone());
+    let kick = vm.transport.kick(EVENT).try_clone().unwrap();
     let guest = std::thread::spawn(move || {
-        let index = GuestAddress(rings(EVENT).avail + 2);
-        let mut available = 0u16;
+        let (avail, used) = (rings(EVENT).avail + 2, rings(EVENT).used + 2);
         while !stop.load(Ordering::Relaxed) {
-            available = available.wrapping_add(30_001);
-            memory.write_obj_at_addr_volatile(available, index).unwrap();
+            // As far ahead of the device as can be.
+            let used: u16 = memory.read_obj_from_addr(GuestAddress(used)).unwrap();
+            let ahead = used.wrapping_sub(1);
+            memory
+                .write_obj_at_addr_volatile(ahead, GuestAddress(avail))
+                .unwrap();
+            kick.signal().unwrap();
         }
     });
     vm.transport.wake().unwrap();
-    vm.kick();
-    let used = vm.memory.clone();
-    eventually("the event queue's worker", || {
-        let index = GuestAddress(rings(EVENT).used + 2);
-        used.read_obj_from_addr::<u16>(index).unwrap() > 2 * SIZE
-    });
+    eventually("the event queue's worker", || vm.events.used() > 2 * SIZE);
     let (done, asleep) = channel();
     std::thread::spawn(move || done.send(vm.transport.sleep().is_ok()));
     let asleep = asleep.recv_timeout(PATIENCE);

@@ -113,6 +113,9 @@ mod direct {
         vm.kernel.forget_calls();
         vm.transport.mask_vector(1, true);
         assert_eq!(set(&vm), [QueueIndex::Tx]);
+        // What is masked already does not change.
+        vm.transport.mask_vector(1, true);
+        assert_eq!(set(&vm), []);
         assert!(is_direct(&mut vm, QueueIndex::Rx, 0));
         assert!(!is_direct(&mut vm, QueueIndex::Tx, 1));
         eventually("the pending bit", || vm.transport.pending(1));
