@@ -24,7 +24,8 @@ fn kernel() -> ModelKernel {
     ModelKernel::new(KernelKind::Overloaded)
 }
 
-fn confined(confinement: Confinement) -> Config {
+/// A plain VM whose kernel is confined.
+pub fn confined(confinement: Confinement) -> Config {
     Config {
         confinement,
         ..config()
@@ -32,7 +33,7 @@ fn confined(confinement: Confinement) -> Config {
 }
 
 /// The rings, and nothing else.
-fn rings_alone() -> Confinement {
+pub fn rings_alone() -> Confinement {
     let first = rings(0).desc;
     let size = rings(EVENT).used + 0x1000 - first;
     Confinement::Restricted(vec![Range::new(Gpa(first), size).unwrap()])
