@@ -67,10 +67,10 @@ impl Calls {
 /// Interrupts the guest. The vector is a number that the guest has written: one
 /// that its MSI-X table does not have interrupts nobody.
 pub fn signal(interrupt: &Interrupt, vector: u16) {
-    let exists = match interrupt.get_msix_config() {
-        Some(config) => vector == NO_VECTOR || vector < config.lock().num_vectors(),
-        None => true,
-    };
+    let exists = interrupt.get_msix_config().as_ref().is_none_or(|config| {
+        let config = config.lock();
+        !config.enabled() || vector == NO_VECTOR || vector < config.num_vectors()
+    });
     if exists {
         interrupt.signal_used_queue(vector);
     }
