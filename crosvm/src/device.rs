@@ -9,11 +9,16 @@
 //!     v                  v                 v
 //!   asleep            asleep            asleep     wake: back where it was
 //!
-//!   restore: any asleep state -> asleep, active or not as the snapshot was
+//!   restore: asleep and not active -> asleep, active or not as the snapshot was
 //! ```
 //!
-//! A call that the state has no arrow for is an error and changes nothing. A
-//! failed activation leaves the device where it was, to be activated again.
+//! A call that the state has no arrow for is an error and changes nothing, except
+//! that a reset before any activation is welcome. A failed activation leaves the
+//! device where it was, to be activated again.
+//!
+//! An active device whose kernel side has failed stays active: it has the guest's
+//! queues, tells the guest that its connections are gone, and can sleep, wake and
+//! be reset as any other.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -21,8 +26,7 @@ use std::sync::Arc;
 
 use anyhow::{bail, ensure, Context, Result};
 use base::{error, warn, RawDescriptor, WorkerThread};
-use crosvm_vsock::address::{Gpa, GuestCid, Range};
-use crosvm_vsock::compat::{offer, IotlbBit, Vm};
+use crosvm_vsock::compat::offer;
 use crosvm_vsock::features::FeatureSet;
 use crosvm_vsock::kernel::{Activation, Addressing, MessageFormat, Monitor, VhostVsock, Window};
 use crosvm_vsock::rate_limit::RateLimit;
@@ -30,49 +34,33 @@ use devices::virtio::{copy_config, DeviceType, Interrupt, Queue, VirtioDevice};
 use snapshot::AnySnapshot;
 use vm_memory::GuestMemory;
 
+use crate::config::{Config, Confinement};
+use crate::features::Features;
 use crate::guest_memory::{
-    check_event_queue, memory_map, queue_setup, restricted_dma_pool, RX, TX,
+    check_queues, memory_map, queue_setup, restricted_dma_pool, QUEUES, RX, TX,
 };
 use crate::interrupts::Calls;
 use crate::snapshot::{Snapshot, VERSION};
 use crate::worker::Worker;
 
-/// Receive, transmit and event queue.
-const QUEUES: usize = 3;
-
-/// A device's configuration, checked.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The guest's CID.
-    pub cid: GuestCid,
-    /// What stands between the guest and its memory.
-    pub vm: Vm,
-    /// crosvm's base features for the VM.
-    pub base_features: FeatureSet,
-    /// The bit that stands for the IOTLB on a split kernel.
-    pub iotlb_bit: IotlbBit,
-    /// How the kernel is confined.
-    pub confinement: Confinement,
-    /// The most descriptors of each queue.
-    pub queue_sizes: [u16; QUEUES],
-}
-
-/// What the kernel may reach of guest memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Confinement {
-    /// All of it, without an IOTLB.
-    None,
-    /// All of it, through the IOTLB.
-    Identity,
-    /// The restricted-DMA pool that crosvm has laid out, and these ranges.
-    Restricted(Vec<Range<Gpa>>),
-}
+/// Where the kernel's two queues are.
+type Bases = [u16; 2];
 
 enum State {
     New,
     Inactive,
-    Active(WorkerThread<Worker>, Calls),
+    Active(Active),
     Asleep(Asleep),
+}
+
+/// What an active device runs on.
+struct Active {
+    worker: WorkerThread<Worker>,
+    #[cfg(feature = "msix-status")]
+    calls: Arc<Calls>,
+    /// Where the kernel's queues were when the worker started, and still are if
+    /// the kernel could not be started. None if the kernel has lost them.
+    started_at: Option<Bases>,
 }
 
 /// Where a sleeping device was, and wakes to.
@@ -80,7 +68,11 @@ enum State {
 enum Asleep {
     New,
     Inactive,
-    Active([u16; 2]),
+    Active {
+        /// None if the kernel has lost them.
+        bases: Option<Bases>,
+        owes_reset: bool,
+    },
 }
 
 impl State {
@@ -88,8 +80,10 @@ impl State {
         match self {
             Self::New => "new",
             Self::Inactive => "inactive",
-            Self::Active(..) => "active",
-            Self::Asleep(_) => "asleep",
+            Self::Active(_) => "active",
+            Self::Asleep(Asleep::New) => "asleep, and was new",
+            Self::Asleep(Asleep::Inactive) => "asleep, and was inactive",
+            Self::Asleep(Asleep::Active { .. }) => "asleep, and was active",
         }
     }
 }
@@ -98,13 +92,9 @@ impl State {
 pub struct Vsock {
     config: Config,
     device: VhostVsock,
-    offered: FeatureSet,
-    acked: FeatureSet,
+    features: Features,
     window: Arc<Window>,
     state: State,
-    /// Where the queues of a device that did not wake have stayed.
-    broken_at: [u16; 2],
-    owes_reset: bool,
     complaints: RateLimit,
 }
 
@@ -129,12 +119,9 @@ impl Vsock {
         Ok(Self {
             config,
             device,
-            offered,
-            acked: FeatureSet::EMPTY,
+            features: Features::new(offered),
             window,
             state: State::New,
-            broken_at: [0, 0],
-            owes_reset: false,
             complaints: RateLimit::default(),
         })
     }
@@ -167,25 +154,19 @@ impl Vsock {
         })
     }
 
-    /// Programs the kernel; the worker is not running yet.
+    /// Starts the kernel's queues at `bases`; the worker is not running yet.
     fn program(
         &mut self,
         memory: &GuestMemory,
         queues: &BTreeMap<usize, Queue>,
-        bases: [u16; 2],
+        bases: Bases,
         calls: &Calls,
     ) -> Result<Monitor> {
-        ensure!(
-            queues.keys().copied().eq(0..QUEUES),
-            "vsock needs its {QUEUES} queues, and the driver made ready {:?}",
-            queues.keys().collect::<Vec<_>>()
-        );
-        check_event_queue(memory, queues)?;
         let addressing = self.addressing(memory)?;
-        Ok(self.device.activate(&Activation {
+        let monitor = self.device.activate(&Activation {
             cid: self.config.cid,
             vm: self.config.vm,
-            acked: self.acked,
+            acked: self.features.acked(),
             iotlb_bit: self.config.iotlb_bit,
             addressing,
             messages: MessageFormat::V1,
@@ -194,44 +175,82 @@ impl Vsock {
                 queue_setup(queues, RX, bases[RX], calls.event(RX))?,
                 queue_setup(queues, TX, bases[TX], calls.event(TX))?,
             ],
-        })?)
+        })?;
+        #[cfg(feature = "msix-status")]
+        if let Err(error) = calls.follow(&self.device, devices::MsixStatus::Changed) {
+            self.device.reset()?;
+            return Err(error.into());
+        }
+        Ok(monitor)
     }
 
-    fn run(
+    /// Hands the queues to a thread of their own. Nothing can fail any more.
+    fn run(&mut self, mut worker: Worker, started_at: Option<Bases>) {
+        self.state = State::Active(Active {
+            #[cfg(feature = "msix-status")]
+            calls: worker.calls.clone(),
+            worker: WorkerThread::start("vhost_vsock", move |kill| {
+                worker.run(&kill);
+                worker
+            }),
+            started_at,
+        });
+    }
+
+    /// Takes the queues back from the kernel and the worker.
+    fn suspend(&mut self, active: Active) -> Result<BTreeMap<usize, Queue>> {
+        let stopped = match self.device.is_running() {
+            true => self.device.stop().map(Some),
+            false => Ok(active.started_at),
+        };
+        let mut worker = active.worker.stop();
+        worker.calls.flush();
+        match stopped {
+            Ok(bases) => {
+                self.state = State::Asleep(Asleep::Active {
+                    bases,
+                    owes_reset: worker.owes_reset,
+                });
+                Ok(worker.queues)
+            }
+            Err(error) => {
+                // crosvm takes a device that does not sleep to be awake still.
+                worker.give_up();
+                self.run(worker, None);
+                Err(error).context("vsock: the device does not sleep, and needs a reset")
+            }
+        }
+    }
+
+    /// Goes on with the queues of a sleeping device. crosvm gives up a VM whose
+    /// device does not wake: one that the kernel does not start wakes all the same,
+    /// says why, and works after a reset.
+    fn resume(
         &mut self,
-        queues: BTreeMap<usize, Queue>,
+        bases: Option<Bases>,
+        owes_reset: bool,
+        memory: &GuestMemory,
         interrupt: Interrupt,
-        calls: Calls,
-        monitor: Option<Monitor>,
+        queues: BTreeMap<usize, Queue>,
     ) -> Result<()> {
-        #[cfg(feature = "msix-status")]
-        calls.follow(&self.device, devices::MsixStatus::Changed)?;
-        let mut worker = Worker {
+        check_queues(memory, &queues)?;
+        let calls = Calls::new(&queues, &interrupt)?;
+        let monitor = bases
+            .context("where its queues were is lost")
+            .and_then(|bases| self.program(memory, &queues, bases, &calls));
+        if let Err(error) = &monitor {
+            error!("vsock: the device cannot go on and needs a reset: {error:#}");
+        }
+        let worker = Worker {
+            owes_reset: owes_reset || monitor.is_err(),
             queues,
             interrupt,
-            calls: calls.try_clone()?,
-            monitor,
-            owes_reset: self.owes_reset,
+            calls: Arc::new(calls),
+            monitor: monitor.ok(),
             complaints: RateLimit::default(),
         };
-        let thread = WorkerThread::start("vhost_vsock", move |kill| {
-            worker.run(&kill);
-            worker
-        });
-        self.state = State::Active(thread, calls);
+        self.run(worker, bases);
         Ok(())
-    }
-
-    /// Ends the worker of an active device and takes its state back.
-    fn stop(&mut self, thread: WorkerThread<Worker>) -> Worker {
-        let worker = thread.stop();
-        self.owes_reset = worker.owes_reset;
-        worker
-    }
-
-    fn calls(queues: &BTreeMap<usize, Queue>, interrupt: &Interrupt) -> Result<Calls> {
-        let vector = |index| queues.get(&index).map_or(0, Queue::vector);
-        Calls::new([vector(RX), vector(TX)], interrupt.clone())
     }
 
     fn refuse<T>(&self, call: &str) -> Result<T> {
@@ -260,23 +279,17 @@ impl VirtioDevice for Vsock {
     }
 
     fn features(&self) -> u64 {
-        self.offered.bits()
+        self.features.offered().bits()
     }
 
     fn ack_features(&mut self, value: u64) {
-        let value = FeatureSet::from_bits(value);
-        let strange = value - self.offered;
-        if !strange.is_empty() && self.complaints.allow() {
-            warn!("vsock: the guest acknowledged {strange}, which was not offered: ignored");
-        }
-        // The transport hands over 32 bits at a time, and does not tell of a reset
-        // before the activation: a half that comes again replaces the last one.
-        for half in [
-            FeatureSet::from_bits(u64::MAX >> 32),
-            FeatureSet::from_bits(u64::MAX << 32),
-        ] {
-            if !(value & half).is_empty() {
-                self.acked = (self.acked - half) | (value & half & self.offered);
+        match self.state {
+            State::New | State::Inactive => self.features.ack(FeatureSet::from_bits(value)),
+            State::Active(_) | State::Asleep(_) => {
+                // VIRTIO 1.2, 3.1.1: features are settled before the queues are used.
+                if self.complaints.allow() {
+                    warn!("vsock: the guest acknowledged features of a running device: ignored");
+                }
             }
         }
     }
@@ -293,25 +306,32 @@ impl VirtioDevice for Vsock {
     ) -> Result<()> {
         match self.state {
             State::New | State::Inactive => {}
-            _ => return self.refuse("activate"),
+            State::Active(_) | State::Asleep(_) => return self.refuse("activate"),
         }
-        let calls = Self::calls(&queues, &interrupt)?;
-        let monitor = self.program(&mem, &queues, [0, 0], &calls)?;
-        self.run(queues, interrupt, calls, Some(monitor))
-            .inspect_err(|_| drop(self.device.reset()))
+        check_queues(&mem, &queues)?;
+        let calls = Calls::new(&queues, &interrupt)?;
+        let start = Bases::default();
+        let monitor = self.program(&mem, &queues, start, &calls)?;
+        let worker = Worker {
+            queues,
+            interrupt,
+            calls: Arc::new(calls),
+            monitor: Some(monitor),
+            owes_reset: false,
+            complaints: RateLimit::default(),
+        };
+        self.run(worker, Some(start));
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<()> {
-        match std::mem::replace(&mut self.state, State::Inactive) {
-            State::Active(thread, _) => drop(self.stop(thread)),
-            State::Asleep(asleep) => {
-                self.state = State::Asleep(asleep);
-                return self.refuse("reset");
-            }
+        match self.state {
             State::New | State::Inactive => {}
+            // The worker ends with the state that holds it.
+            State::Active(_) => self.state = State::Inactive,
+            State::Asleep(_) => return self.refuse("reset"),
         }
-        self.acked = FeatureSet::EMPTY;
-        self.owes_reset = false;
+        self.features.forget();
         self.device.reset().context("vsock: resetting")
     }
 
@@ -324,35 +344,25 @@ impl VirtioDevice for Vsock {
 
     #[cfg(feature = "msix-status")]
     fn control_notify(&self, status: devices::MsixStatus) {
-        if let State::Active(_, calls) = &self.state {
-            if let Err(error) = calls.follow(&self.device, status) {
-                error!("vsock: interrupts are not masked: {error}");
+        match &self.state {
+            State::Active(active) if self.device.is_running() => {
+                if let Err(error) = active.calls.follow(&self.device, status) {
+                    error!("vsock: interrupts are not masked: {error}");
+                }
             }
+            // The next start looks at all masks.
+            _ => {}
         }
     }
 
     fn virtio_sleep(&mut self) -> Result<Option<BTreeMap<usize, Queue>>> {
-        match std::mem::replace(&mut self.state, State::Inactive) {
+        if let State::Asleep(_) = self.state {
+            return self.refuse("sleep");
+        }
+        match std::mem::replace(&mut self.state, State::Asleep(Asleep::Inactive)) {
             State::New => self.state = State::Asleep(Asleep::New),
-            State::Inactive => self.state = State::Asleep(Asleep::Inactive),
-            State::Asleep(asleep) => {
-                self.state = State::Asleep(asleep);
-                return self.refuse("sleep");
-            }
-            State::Active(thread, calls) => {
-                let broken = !self.device.is_running();
-                let bases = match broken {
-                    true => Ok(self.broken_at),
-                    false => self.device.stop(),
-                };
-                let worker = self.stop(thread);
-                // crosvm flushes interrupts next: none may be left with us.
-                for queue in [RX, TX] {
-                    calls.relay(queue)?;
-                }
-                self.state = State::Asleep(Asleep::Active(bases.context("vsock: stopping")?));
-                return Ok(Some(worker.queues));
-            }
+            State::Active(active) => return self.suspend(active).map(Some),
+            State::Inactive | State::Asleep(_) => {}
         }
         Ok(None)
     }
@@ -361,64 +371,53 @@ impl VirtioDevice for Vsock {
         &mut self,
         queues_state: Option<(GuestMemory, Interrupt, BTreeMap<usize, Queue>)>,
     ) -> Result<()> {
-        match (&self.state, queues_state) {
-            (State::Asleep(Asleep::New), None) => self.state = State::New,
-            (State::Asleep(Asleep::Inactive), None) => self.state = State::Inactive,
-            (State::Asleep(Asleep::Active(bases)), Some((memory, interrupt, queues))) => {
-                let bases = *bases;
-                let calls = Self::calls(&queues, &interrupt)?;
-                // crosvm gives up a VM whose device does not wake. One that cannot
-                // run wakes all the same, says why, and works after a reset.
-                let monitor = self.program(&memory, &queues, bases, &calls);
-                if let Err(error) = &monitor {
-                    error!("vsock: the device cannot go on and needs a reset: {error:#}");
-                    self.owes_reset = true;
-                    self.broken_at = bases;
-                }
-                self.run(queues, interrupt, calls, monitor.ok())?;
+        let State::Asleep(asleep) = self.state else {
+            return self.refuse("wake");
+        };
+        match (asleep, queues_state) {
+            (Asleep::New, None) => self.state = State::New,
+            (Asleep::Inactive, None) => self.state = State::Inactive,
+            (Asleep::Active { bases, owes_reset }, Some((memory, interrupt, queues))) => {
+                self.resume(bases, owes_reset, &memory, interrupt, queues)?;
             }
-            (State::Asleep(Asleep::Active(_)), None) => {
-                bail!("vsock: wake is refused: the device was active, and its queues are missing")
-            }
-            (State::Asleep(_), Some(_)) => {
-                bail!(
-                    "vsock: wake is refused: the device was not active, and has no use for queues"
-                )
-            }
-            _ => return self.refuse("wake"),
+            (Asleep::Active { .. }, None) => return self.refuse("wake without queues"),
+            (Asleep::New | Asleep::Inactive, Some(_)) => return self.refuse("wake with queues"),
         }
         Ok(())
     }
 
     fn virtio_snapshot(&mut self) -> Result<AnySnapshot> {
-        let State::Asleep(asleep) = self.state else {
-            return self.refuse("snapshot");
+        let vring_bases = match self.state {
+            State::Asleep(Asleep::New | Asleep::Inactive) => None,
+            State::Asleep(Asleep::Active { bases, .. }) => {
+                Some(bases.context("vsock: snapshot is refused: the device needs a reset first")?)
+            }
+            _ => return self.refuse("snapshot"),
         };
         AnySnapshot::to_any(Snapshot {
             version: VERSION,
             cid: self.config.cid.raw(),
-            offered: self.offered.bits(),
-            acked: self.acked.bits(),
+            offered: self.features.offered().bits(),
+            acked: self.features.acked().bits(),
             queues: QUEUES,
-            vring_bases: match asleep {
-                Asleep::Active(bases) => Some(bases),
-                Asleep::New | Asleep::Inactive => None,
-            },
+            vring_bases,
         })
     }
 
     fn virtio_restore(&mut self, data: AnySnapshot) -> Result<()> {
-        let State::Asleep(_) = self.state else {
+        let State::Asleep(Asleep::New | Asleep::Inactive) = self.state else {
             return self.refuse("restore");
         };
         let snapshot: Snapshot =
             AnySnapshot::from_any(data).context("this is no snapshot of a vsock device")?;
-        snapshot.check(self.config.cid, self.offered, QUEUES)?;
-        self.acked = FeatureSet::from_bits(snapshot.acked);
-        // The host's ends of the guest's connections did not come along.
-        self.owes_reset = snapshot.vring_bases.is_some();
+        snapshot.check(self.config.cid, self.features.offered(), QUEUES)?;
+        self.features.restore(FeatureSet::from_bits(snapshot.acked));
         self.state = State::Asleep(match snapshot.vring_bases {
-            Some(bases) => Asleep::Active(bases),
+            Some(bases) => Asleep::Active {
+                bases: Some(bases),
+                // The host's ends of the guest's connections did not come along.
+                owes_reset: true,
+            },
             None => Asleep::Inactive,
         });
         Ok(())

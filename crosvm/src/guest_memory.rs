@@ -22,6 +22,8 @@ pub const RX: usize = 0;
 pub const TX: usize = 1;
 /// The number of the event queue, which the kernel does not serve.
 pub const EVENT: usize = 2;
+/// How many queues there are.
+pub const QUEUES: usize = 3;
 
 /// Where guest memory lies.
 pub fn memory_map(memory: &GuestMemory) -> Result<MemoryMap> {
@@ -62,9 +64,15 @@ pub fn borrow(event: &Event) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_descriptor()) }
 }
 
-/// Refuses an event queue that crosvm's own queue code would trip over: it takes
-/// ring addresses as they are.
-pub fn check_event_queue(memory: &GuestMemory, queues: &BTreeMap<usize, Queue>) -> Result<()> {
+/// Refuses queues that are not complete, and an event queue that crosvm's own
+/// queue code would trip over: it takes ring addresses as they are. The kernel
+/// path looks at the other two itself.
+pub fn check_queues(memory: &GuestMemory, queues: &BTreeMap<usize, Queue>) -> Result<()> {
+    ensure!(
+        queues.keys().copied().eq(0..QUEUES),
+        "vsock needs its {QUEUES} queues, and the driver made ready {:?}",
+        queues.keys().collect::<Vec<_>>()
+    );
     let queue = queues.get(&EVENT).context("vsock queue 2 is not ready")?;
     let setup = queue_setup(queues, EVENT, 0, queue.event())?;
     for (part, range) in setup.rings().context("vsock queue 2")?.parts() {

@@ -6,11 +6,14 @@
 //! relays it. With the feature `msix-status` an unmasked vector's irqfd goes to
 //! the kernel itself, and follows masking: no thread is woken for an interrupt.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use base::{Event, EventWaitResult};
-use devices::virtio::Interrupt;
+use base::{error, Event, EventWaitResult};
+use devices::virtio::{Interrupt, Queue};
+
+use crate::guest_memory::{RX, TX};
 
 /// `VIRTIO_MSI_NO_VECTOR` (VIRTIO 1.2, 4.1.4.3).
 const NO_VECTOR: u16 = 0xffff;
@@ -24,23 +27,14 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// For queues with `vectors`.
-    pub fn new(vectors: [u16; 2], interrupt: Interrupt) -> Result<Self> {
+    /// For these queues, with the vectors that they have now.
+    pub fn new(queues: &BTreeMap<usize, Queue>, interrupt: &Interrupt) -> Result<Self> {
         let event = || Event::new().context("an event for interrupts");
+        let vector = |index| queues.get(index).map_or(NO_VECTOR, Queue::vector);
         Ok(Self {
             events: [event()?, event()?],
-            vectors,
-            interrupt,
-        })
-    }
-
-    /// Another handle to the same events.
-    pub fn try_clone(&self) -> Result<Self> {
-        let clone = |event: &Event| event.try_clone().context("an event for interrupts");
-        Ok(Self {
-            events: [clone(&self.events[0])?, clone(&self.events[1])?],
-            vectors: self.vectors,
-            interrupt: self.interrupt.clone(),
+            vectors: [vector(&RX), vector(&TX)],
+            interrupt: interrupt.clone(),
         })
     }
 
@@ -58,15 +52,25 @@ impl Calls {
         }
         Ok(())
     }
+
+    /// Relays every call that waits, so that none is left with us when crosvm
+    /// flushes interrupts.
+    pub fn flush(&self) {
+        for queue in [RX, TX] {
+            if let Err(error) = self.relay(queue) {
+                error!("vsock: an interrupt of queue {queue} is lost: {error:#}");
+            }
+        }
+    }
 }
 
 /// Interrupts the guest. The vector is a number that the guest has written: one
 /// that its MSI-X table does not have interrupts nobody.
 pub fn signal(interrupt: &Interrupt, vector: u16) {
-    let exists = match interrupt.get_msix_config() {
-        Some(config) => vector == NO_VECTOR || vector < config.lock().num_vectors(),
-        None => true,
-    };
+    let exists = interrupt.get_msix_config().as_ref().is_none_or(|config| {
+        let config = config.lock();
+        !config.enabled() || vector == NO_VECTOR || vector < config.num_vectors()
+    });
     if exists {
         interrupt.signal_used_queue(vector);
     }

@@ -13,7 +13,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`module`] | the options and the device module |
+//! | [`config`] | the options in the kernel path's terms |
 //! | [`device`] | crosvm's life cycle: new, active, inactive, asleep |
+//! | `features` | what the guest was offered and acknowledged |
 //! | `worker` | the thread of an active device: interrupts, the event queue, the monitor |
 //! | `interrupts` | how the kernel's calls reach the guest |
 //! | [`mod@snapshot`] | the snapshot's format and its checks |
@@ -22,12 +24,15 @@
 //! It builds against crosvm's crates inside a crosvm tree (`overlay/`), and against
 //! stand-ins of the same names on a host; no line here knows which.
 
+pub mod config;
 pub mod device;
+mod features;
 mod guest_memory;
 mod interrupts;
 pub mod module;
 pub mod snapshot;
 mod worker;
 
-pub use device::{Config, Vsock};
+pub use config::{Config, Confinement};
+pub use device::Vsock;
 pub use module::VirtioVsockModule;

@@ -27,7 +27,8 @@ use jail::JailConfig;
 use minijail::Minijail;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::device::{Config, Confinement, Vsock};
+use crate::config::{Config, Confinement};
+use crate::device::Vsock;
 
 /// The size of a queue when no other is asked for.
 const DEFAULT_QUEUE_SIZE: u16 = 256;

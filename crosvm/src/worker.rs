@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use base::{error, warn, Descriptor, Event, EventToken, WaitContext};
@@ -26,8 +27,8 @@ pub struct Worker {
     /// Where interrupts of the event queue go.
     pub interrupt: Interrupt,
     /// The kernel's calls.
-    pub calls: Calls,
-    /// Watches the kernel; none when the device could not be started again.
+    pub calls: Arc<Calls>,
+    /// Watches the kernel; none when it does not run or has failed.
     pub monitor: Option<Monitor>,
     /// The guest must be told that its connections are gone.
     pub owes_reset: bool,
@@ -88,25 +89,32 @@ impl Worker {
     /// Delivers the reset once the guest has posted a buffer for it; until then
     /// it stays owed. A buffer that is too short is handed back empty.
     fn deliver_reset(&mut self) -> Result<()> {
-        while self.owes_reset {
-            let queue = event_queue(&mut self.queues)?;
+        if !self.owes_reset {
+            return Ok(());
+        }
+        let queue = event_queue(&mut self.queues)?;
+        let vector = queue.vector();
+        for _ in 0..queue.size() {
             let Some(mut chain) = queue.pop() else {
                 return Ok(());
             };
             let delivered = chain.writer.available_bytes() >= TRANSPORT_RESET.len()
                 && chain.writer.write_all(&TRANSPORT_RESET).is_ok();
-            let vector = queue.vector();
             queue.add_used(chain);
             // Not `trigger_interrupt`, which trusts the vector: this event is rare
             // enough to be announced always.
             signal(&self.interrupt, vector);
             if delivered {
                 self.owes_reset = false;
-            } else if self.complaints.allow() {
+                return Ok(());
+            }
+            if self.complaints.allow() {
                 warn!("vsock: the guest's event buffer is too short for an event of 4 bytes");
             }
         }
-        Ok(())
+        // A guest that posts such buffers as fast as they come back must not keep
+        // the worker from anything else, least of all from ending.
+        queue.event().signal().context("the event queue")
     }
 
     /// A queue has stopped for good; the monitor has logged why. A running device
@@ -118,9 +126,15 @@ impl Worker {
             // The monitor may have stopped looking at some of them by itself.
             let _ = wait.delete(&Descriptor(descriptor.as_raw_fd()));
         }
+        self.give_up();
+        self.deliver_reset()
+    }
+
+    /// The kernel serves the queues no more: nobody has to watch it, and the guest
+    /// has to know.
+    pub fn give_up(&mut self) {
         self.monitor = None;
         self.owes_reset = true;
-        self.deliver_reset()
     }
 }
 

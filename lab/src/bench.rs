@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::boot::Reporter;
 use crate::cells::Host;
 use crate::conversation::{from_guest, End};
-use crate::rig::{Rig, Spec, Viommu};
+use crate::rig::{Rig, Spec};
 
 /// Repetitions of each measurement.
 const RUNS: usize = 7;
@@ -71,19 +71,7 @@ pub fn run(host: &Host, reporter: &Reporter) -> Result<()> {
 }
 
 fn measure(mode: Mode, figures: &mut Figures) -> Result<()> {
-    let (mut rig, addressing) = match mode {
-        Mode::Off => (Rig::new(Spec::protected())?, Addressing::Off),
-        Mode::Identity => (Rig::new(Spec::protected())?, Addressing::Identity),
-        Mode::Restricted => {
-            let (spec, window) = Spec::windowed()?;
-            (Rig::new(spec)?, Addressing::Restricted(window))
-        }
-        Mode::Translated => {
-            let rig = Rig::new(Spec::translated(1))?;
-            let viommu = Viommu::of(&rig.guest);
-            (rig, Addressing::Translated(viommu))
-        }
-    };
+    let (mut rig, addressing) = Rig::in_mode(mode)?;
     let before = (rig.kernel.ioctls(), rig.kernel.messages());
     let start = Instant::now();
     rig.activate(addressing)?;

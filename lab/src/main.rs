@@ -12,6 +12,7 @@ mod cells;
 mod conversation;
 mod counting;
 mod host;
+mod plugin_rig;
 mod rig;
 mod story;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, Context, Result};
 use crosvm_vsock::address::{Address, BusAddr, Gpa, GuestCid, Hva, Iova, Range};
-use crosvm_vsock::compat::{offer, IotlbBit, Vm};
+use crosvm_vsock::compat::{offer, IotlbBit, Mode, Vm};
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::features::{Feature, FeatureSet};
 use crosvm_vsock::kernel::{
@@ -120,7 +120,24 @@ impl Rig {
         Self::with_cid(spec, fresh_cid())
     }
 
-    /// The same with a CID of one's choice.
+    /// A guest that fits `mode`, and the addressing that it wants.
+    pub fn in_mode(mode: Mode) -> Result<(Self, Addressing)> {
+        Ok(match mode {
+            Mode::Off => (Self::new(Spec::protected())?, Addressing::Off),
+            Mode::Identity => (Self::new(Spec::protected())?, Addressing::Identity),
+            Mode::Restricted => {
+                let (spec, window) = Spec::windowed()?;
+                (Self::new(spec)?, Addressing::Restricted(window))
+            }
+            Mode::Translated => {
+                let rig = Self::new(Spec::translated(1))?;
+                let viommu = Viommu::of(&rig.guest);
+                (rig, Addressing::Translated(viommu))
+            }
+        })
+    }
+
+    /// The same as [`new`](Self::new) with a CID of one's choice.
     pub fn with_cid(mut spec: Spec, cid: u64) -> Result<Self> {
         let kernel = Arc::new(Counting::open(Path::new(VhostVsock::PATH))?);
         let mut device = VhostVsock::with_kernel(kernel.clone())?;

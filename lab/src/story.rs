@@ -8,11 +8,10 @@ use std::time::Instant;
 use anyhow::Result;
 use crosvm_vsock::compat::Mode;
 use crosvm_vsock::kernel::probe::Report;
-use crosvm_vsock::kernel::Addressing;
 
 use crate::boot::{Reporter, Request};
 use crate::cells::{raw, Host, WORKS};
-use crate::rig::{Rig, Spec, Viommu};
+use crate::rig::Rig;
 use crate::{conversation, row};
 
 /// Bytes each way in each mode.
@@ -49,7 +48,8 @@ pub fn tell(report: &Report, host: &Host, request: &Request, reporter: &Reporter
     reporter.say(
         "2. This device, the same guest: 16 MiB each way over 16 connections, every byte checked.",
     )?;
-    let mut table = String::from("\n   mode        what the kernel can reach            result\n");
+    let mut table =
+        String::from("\n   mode        what the kernel can reach               result\n");
     for mode in Mode::ALL {
         let start = Instant::now();
         let result = chapter(mode);
@@ -60,7 +60,7 @@ pub fn tell(report: &Report, host: &Host, request: &Request, reporter: &Reporter
         };
         reporter.say(&format!("   {mode}: {got} ({took:.1} s). {detail}"))?;
         let name = mode.to_string();
-        table += &format!("   {name:<12}{:<37}{got}\n", reach(mode));
+        table += &format!("   {name:<12}{:<40}{got}\n", reach(mode));
         reporter.row(&row(request, report, &name, WORKS, got.into(), detail))?;
     }
     reporter.say(&table)
@@ -76,19 +76,7 @@ fn reach(mode: Mode) -> &'static str {
 }
 
 fn chapter(mode: Mode) -> Result<String> {
-    let (mut rig, addressing) = match mode {
-        Mode::Off => (Rig::new(Spec::protected())?, Addressing::Off),
-        Mode::Identity => (Rig::new(Spec::protected())?, Addressing::Identity),
-        Mode::Restricted => {
-            let (spec, window) = Spec::windowed()?;
-            (Rig::new(spec)?, Addressing::Restricted(window))
-        }
-        Mode::Translated => {
-            let rig = Rig::new(Spec::translated(1))?;
-            let viommu = Viommu::of(&rig.guest);
-            (rig, Addressing::Translated(viommu))
-        }
-    };
+    let (mut rig, addressing) = Rig::in_mode(mode)?;
     rig.activate(addressing)?;
     conversation::volume(&rig.guest, VOLUME, 1)?;
     rig.check_quiet()?;

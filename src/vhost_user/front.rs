@@ -27,7 +27,7 @@ use vhost::vhost_user::message::{
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{
-    Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
+    Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
 };
 use vm_memory::mmap::MmapRegion;
 
@@ -71,6 +71,8 @@ pub struct Front<P> {
     vrings: [Vring; QUEUES],
     /// Where the queues stood when the device was last stopped.
     stopped_at: Option<[u16; QUEUES]>,
+    /// Kept open for the front end, which complains of one that is closed.
+    _requests: Option<Backend>,
 }
 
 fn refuse(what: std::fmt::Arguments<'_>) -> Error {
@@ -96,6 +98,7 @@ impl<P: DataPath> Front<P> {
             views: Vec::new(),
             vrings: Default::default(),
             stopped_at: None,
+            _requests: None,
         }
     }
 
@@ -107,6 +110,7 @@ impl<P: DataPath> Front<P> {
         self.views.clear();
         self.vrings = Default::default();
         self.stopped_at = None;
+        self._requests = None;
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
@@ -362,11 +366,18 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK)
+            | VhostUserProtocolFeatures::REPLY_ACK
+            // QEMU takes no back end that offers bit 33 without a channel for IOTLB
+            // misses; addresses are guest physical here, and the channel stays idle.
+            | VhostUserProtocolFeatures::BACKEND_REQ)
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
         Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, requests: Backend) {
+        self._requests = Some(requests);
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {

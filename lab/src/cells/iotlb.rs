@@ -21,17 +21,12 @@ use crate::rig::{driver_range, Rig, Spec, Viommu};
 use crate::{conversation, host};
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
-    let cell = |name, mode, run| Cell {
-        name,
-        mode: Some(mode),
-        expected: host.expected(mode),
-        run,
-    };
     vec![
-        cell("2048 entries and more", Mode::Translated, |_| eviction()),
-        cell("remap under traffic", Mode::Translated, |_| remap()),
-        cell("outside of the window", Mode::Restricted, |_| outside()),
-        cell("share and unshare", Mode::Restricted, |_| {
+        host.cell("2048 entries and more", Mode::Translated, |_| eviction()),
+        host.cell("remap under traffic", Mode::Translated, |_| remap()),
+        host.cell("denied, then reset", Mode::Translated, |_| denied()),
+        host.cell("outside of the window", Mode::Restricted, |_| outside()),
+        host.cell("share and unshare", Mode::Restricted, |_| {
             share_and_unshare()
         }),
     ]
@@ -120,6 +115,44 @@ fn remap() -> Result<&'static str> {
     if let Some(failure) = rig.failure(Duration::ZERO) {
         bail!("the device reported: {failure}");
     }
+    Ok(WORKS)
+}
+
+/// The guest names an address that its vIOMMU does not map. After the reset every
+/// page is asked for again: a kernel that still waits for the denied one asks for
+/// nothing.
+fn denied() -> Result<&'static str> {
+    const UNMAPPED: u64 = 0x5000;
+    let mut rig = Rig::new(Spec::translated(9))?;
+    let viommu = Viommu::of(&rig.guest);
+    match rig.activate(Addressing::Translated(viommu.clone())) {
+        Err(error) if unavailable(&error) => return Ok(UNAVAILABLE),
+        result => result?,
+    }
+    conversation::brief(&rig.guest, 90)?;
+    let raw = rig.guest.raw();
+    let segment = Segment {
+        addr: guest_driver::bus::BusAddr(UNMAPPED),
+        len: HEADER_SIZE as u32,
+    };
+    for queue in [Queue::Tx, Queue::Rx] {
+        let (readable, writable) = match queue {
+            Queue::Tx => (&[segment][..], &[][..]),
+            _ => (&[][..], &[segment][..]),
+        };
+        raw.post(queue, readable, writable)?;
+    }
+    drop(raw);
+    match rig.failure(Duration::from_secs(1)) {
+        Some(Failure::Denied(denial)) => {
+            ensure!(denial.iova == Iova(UNMAPPED), "denied {denial:?}")
+        }
+        other => bail!("the queue did not fail visibly: {other:?}"),
+    }
+    rig.reset()?;
+    rig.activate(Addressing::Translated(viommu))?;
+    conversation::brief(&rig.guest, 91).context("after the reset")?;
+    rig.check_quiet().context("after the reset")?;
     Ok(WORKS)
 }
 

@@ -11,40 +11,30 @@ use crosvm_vsock::kernel::{Addressing, Error};
 
 use super::{unavailable, Cell, Host, UNAVAILABLE, WORKS};
 use crate::conversation;
-use crate::rig::{fresh_cid, Rig, Spec, Viommu};
+use crate::rig::{fresh_cid, Rig, Spec};
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
-    let cell = |name, mode: Option<Mode>, run| Cell {
-        name,
-        mode,
-        expected: mode.map_or(WORKS, |mode| host.expected(mode)),
-        run,
-    };
     vec![
-        cell("resume, off", Some(Mode::Off), |_| {
-            resume(Rig::new(Spec::protected())?, Addressing::Off)
+        host.cell("resume, off", Mode::Off, |_| resume(Mode::Off)),
+        host.cell("resume, identity", Mode::Identity, |_| {
+            resume(Mode::Identity)
         }),
-        cell("resume, identity", Some(Mode::Identity), |_| {
-            resume(Rig::new(Spec::protected())?, Addressing::Identity)
+        host.cell("resume, restricted", Mode::Restricted, |_| {
+            resume(Mode::Restricted)
         }),
-        cell("resume, restricted", Some(Mode::Restricted), |_| {
-            let (spec, window) = Spec::windowed()?;
-            resume(Rig::new(spec)?, Addressing::Restricted(window))
+        host.cell("resume, translated", Mode::Translated, |_| {
+            resume(Mode::Translated)
         }),
-        cell("resume, translated", Some(Mode::Translated), |_| {
-            let rig = Rig::new(Spec::translated(6))?;
-            let viommu = Viommu::of(&rig.guest);
-            resume(rig, Addressing::Translated(viommu))
-        }),
-        cell("modes on one descriptor", None, one_descriptor),
-        cell("CID in use", None, |_| cid_in_use()),
-        cell("side by side", None, side_by_side),
+        host.any_mode("modes on one descriptor", one_descriptor),
+        host.any_mode("CID in use", |_| cid_in_use()),
+        host.any_mode("side by side", side_by_side),
     ]
 }
 
 /// Stopped and resumed again and again while both sides send: nothing is lost.
-fn resume(mut rig: Rig, addressing: Addressing) -> Result<&'static str> {
+fn resume(mode: Mode) -> Result<&'static str> {
     const STOPS: usize = 10;
+    let (mut rig, addressing) = Rig::in_mode(mode)?;
     match rig.activate(addressing.clone()) {
         Err(error) if unavailable(&error) => return Ok(UNAVAILABLE),
         result => result?,

@@ -5,6 +5,7 @@
 mod iotlb;
 mod life;
 mod modes;
+mod plugin;
 pub mod raw;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -29,6 +30,26 @@ impl Host {
         self.features.has(Feature::SEQPACKET)
     }
 
+    /// A cell of `mode`, with what is expected of it here.
+    fn cell(&self, name: &'static str, mode: Mode, run: Run) -> Cell {
+        Cell {
+            name,
+            mode: Some(mode),
+            expected: self.expected(mode),
+            run,
+        }
+    }
+
+    /// A cell of no mode in particular, which is expected to work everywhere.
+    fn any_mode(&self, name: &'static str, run: Run) -> Cell {
+        Cell {
+            name,
+            mode: None,
+            expected: WORKS,
+            run,
+        }
+    }
+
     /// What a cell of this mode comes to here.
     fn expected(&self, mode: Mode) -> &'static str {
         match (mode.wants_iotlb(), self.kind) {
@@ -43,6 +64,9 @@ pub const WORKS: &str = "works";
 /// The device refused the mode before anything was touched.
 pub const UNAVAILABLE: &str = "IotlbUnavailable";
 
+/// Finds out; what it returns is held against the expectation.
+type Run = fn(&Host) -> Result<&'static str>;
+
 /// One cell: its name, the IOTLB mode that it is about, what is expected, and how
 /// to find out.
 pub struct Cell {
@@ -52,7 +76,7 @@ pub struct Cell {
     pub mode: Option<Mode>,
     /// What `run` must return.
     pub expected: &'static str,
-    run: fn(&Host) -> Result<&'static str>,
+    run: Run,
 }
 
 /// What came out of a cell.
@@ -89,6 +113,7 @@ pub fn all(host: &Host) -> Vec<Cell> {
         modes::cells(host),
         life::cells(host),
         iotlb::cells(host),
+        plugin::cells(host),
     ]
     .into_iter()
     .flatten()

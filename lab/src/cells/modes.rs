@@ -15,36 +15,30 @@ use crate::conversation;
 use crate::rig::{Rig, Spec, Viommu};
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
-    let cell = |name, mode, run| Cell {
-        name,
-        mode: Some(mode),
-        expected: host.expected(mode),
-        run,
-    };
     vec![
-        cell("off, guest acks neither", Mode::Off, |host| {
+        host.cell("off, guest acks neither", Mode::Off, |host| {
             off(host, FeatureSet::EMPTY)
         }),
-        cell("off, guest acks 33", Mode::Off, |host| {
+        host.cell("off, guest acks 33", Mode::Off, |host| {
             off(host, Feature::ACCESS_PLATFORM.set())
         }),
-        cell("off, guest acks 63", Mode::Off, |host| {
+        host.cell("off, guest acks 63", Mode::Off, |host| {
             off(
                 host,
                 IotlbBit::default().either() - Feature::ACCESS_PLATFORM.set(),
             )
         }),
-        cell("off, guest acks both", Mode::Off, |host| {
+        host.cell("off, guest acks both", Mode::Off, |host| {
             off(host, IotlbBit::default().either())
         }),
-        cell("identity", Mode::Identity, |host| {
+        host.cell("identity", Mode::Identity, |host| {
             identity(host, MessageFormat::V1)
         }),
-        cell("identity, messages v2", Mode::Identity, |host| {
+        host.cell("identity, messages v2", Mode::Identity, |host| {
             identity(host, MessageFormat::V2)
         }),
-        cell("restricted", Mode::Restricted, restricted),
-        cell("translated", Mode::Translated, translated),
+        host.cell("restricted", Mode::Restricted, restricted),
+        host.cell("translated", Mode::Translated, translated),
     ]
 }
 
@@ -72,7 +66,14 @@ fn off(host: &Host, platform: FeatureSet) -> Result<&'static str> {
         platform,
         ..Spec::protected()
     };
-    converse(&mut Rig::new(spec)?, host, Addressing::Off)
+    let mut rig = Rig::new(spec)?;
+    let outcome = converse(&mut rig, host, Addressing::Off)?;
+    // The device would serve an IOTLB that is on by mistake, and carry data.
+    ensure!(
+        rig.device.iotlb().is_none(),
+        "the IOTLB is on, and nobody asked for it"
+    );
+    Ok(outcome)
 }
 
 /// One mapping a region is told in advance: a miss would mean a hole.

@@ -128,7 +128,20 @@ impl GuestMemory {
             regions: Vec::with_capacity(layout.len()),
         };
         for wanted in layout {
-            memory.regions.push(map_region(wanted)?);
+            memory.regions.push(map_region(wanted, new_memfd(wanted)?)?);
+        }
+        Ok(memory)
+    }
+
+    /// Maps memory that somebody else has made: each region lies in its file.
+    pub fn shared(regions: Vec<(RegionLayout, OwnedFd)>) -> Result<Self, MemoryError> {
+        let layout: Vec<_> = regions.iter().map(|(layout, _)| layout.clone()).collect();
+        check_layout(&layout)?;
+        let mut memory = GuestMemory {
+            regions: Vec::with_capacity(layout.len()),
+        };
+        for (wanted, fd) in regions {
+            memory.regions.push(map_region(&wanted, fd)?);
         }
         Ok(memory)
     }
@@ -255,8 +268,12 @@ fn check_layout(layout: &[RegionLayout]) -> Result<(), MemoryError> {
     Ok(())
 }
 
-fn map_region(wanted: &RegionLayout) -> Result<Region, MemoryError> {
-    let last_error = || MemoryError::Map(io::Error::last_os_error());
+fn last_error() -> MemoryError {
+    MemoryError::Map(io::Error::last_os_error())
+}
+
+/// A memfd large enough for the region.
+fn new_memfd(wanted: &RegionLayout) -> Result<OwnedFd, MemoryError> {
     // SAFETY: the name is a C string; the result is checked before use.
     let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -269,6 +286,10 @@ fn map_region(wanted: &RegionLayout) -> Result<Region, MemoryError> {
     if unsafe { libc::ftruncate(fd.as_raw_fd(), file_size) } < 0 {
         return Err(last_error());
     }
+    Ok(fd)
+}
+
+fn map_region(wanted: &RegionLayout, fd: OwnedFd) -> Result<Region, MemoryError> {
     // SAFETY: a new mapping at an address of the kernel's choice; it replaces
     // nothing, and its length is that of the file behind it.
     let hva = unsafe {

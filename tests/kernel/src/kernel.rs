@@ -229,6 +229,15 @@ impl ModelKernel {
         self.update_waiting(&state);
     }
 
+    /// Signals the queue's call event, as `vhost_signal` does for used buffers;
+    /// whether one is bound.
+    pub fn notify(&self, queue: QueueIndex) -> bool {
+        let state = self.state();
+        let call = &state.vrings[index(queue)].call;
+        let signalled = call.as_ref().map(EventFd::signal);
+        signalled.is_some_and(|signalled| signalled.is_ok())
+    }
+
     /// Signals the queue's error event, as `vq_err` does on a broken ring.
     pub fn break_queue(&self, queue: QueueIndex) {
         self.state().vrings[index(queue)].signal_error();
