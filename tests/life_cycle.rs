@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use crosvm_vsock::address::{Address, BusAddr, Gpa, GuestCid, Hva, Range};
+use crosvm_vsock::address::{Address, BusAddr, Gpa, GuestCid, Hva, Iova, Range};
 use crosvm_vsock::compat::{CompatError, IotlbBit, KernelKind, Mode};
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::features::{Feature, FeatureSet};
@@ -396,6 +396,29 @@ fn what_was_asked_around_a_stop_is_answered_by_the_resume() {
         assert_eq!(bench.kernel.wakeups(QueueIndex::Tx), 1, "{kernel}");
         let outcome = bench.transfer(&mut monitor, QueueIndex::Tx, at, PAGE);
         assert!(matches!(outcome, Outcome::Done(_)), "{kernel}: {outcome:?}");
+    }
+}
+
+/// What is asked around a stop and may not be had when the device goes on.
+#[test]
+fn a_resume_that_is_denied_fails_and_a_start_works() {
+    for (kernel, model) in Bench::kernels() {
+        let mut bench = Bench::new(model);
+        let table = Arc::new(PageTable::scattered(&bench.memory));
+        let addressing = Addressing::Translated(table.clone());
+        let mut monitor = bench.activate(addressing.clone()).unwrap();
+        let at = BusAddr(PageTable::BASE.raw() + 100 * PAGE);
+        bench.kernel.access(QueueIndex::Tx, at, PAGE, Access::Read);
+        let bases = bench.device.stop().unwrap();
+        assert!(monitor.handle().is_empty(), "{kernel}");
+        table.unmap(Iova(at.raw()));
+        let error = resume(&mut bench, addressing.clone(), bases).unwrap_err();
+        assert!(matches!(error, Error::Denied(_)), "{kernel}: {error}");
+        assert!(error.to_string().contains(&at.to_string()), "{error}");
+        assert!(!bench.device.is_running(), "{kernel}");
+        assert!(bench.kernel.is_quiet(), "{kernel}");
+        let mut monitor = resume(&mut bench, addressing, bases).unwrap();
+        bench.assert_flows(&mut monitor, Mode::Translated);
     }
 }
 

@@ -14,6 +14,11 @@
 //! A failed [`activate`](VhostVsock::activate) ends in idle and can be tried
 //! again. Resuming is activating with the vring bases that
 //! [`stop`](VhostVsock::stop) returned.
+//!
+//! A device with an IOTLB is *halted* by the first miss that is denied, and by a
+//! failure of its service: it is still running here, and is to be stopped or reset
+//! as ever, but its queues are not. What is activated after that starts from
+//! scratch.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -249,7 +254,7 @@ impl VhostVsock {
         Ok(())
     }
 
-    /// Whether the device is running.
+    /// Whether the device was activated and not stopped since; a halted device was.
     pub fn is_running(&self) -> bool {
         matches!(self.state, State::Running(..))
     }
@@ -263,8 +268,8 @@ impl VhostVsock {
     }
 
     /// Starts the device, or lets it go on after a [`stop`](Self::stop) when
-    /// nothing but time has passed. The [`Monitor`] must be run, on whatever
-    /// thread, for the IOTLB to be served and failures to be seen.
+    /// nothing but time has passed and it was not halted. The [`Monitor`] must be
+    /// run, on whatever thread, for the IOTLB to be served and failures to be seen.
     pub fn activate(&mut self, activation: &Activation<'_>) -> Result<Monitor, Error> {
         if !matches!(self.state, State::Idle | State::Paused(..)) {
             return Err(self.refuse("activate"));
@@ -279,7 +284,9 @@ impl VhostVsock {
         let bases = activation.queues.map(|queue| queue.base);
         let active = Active::new(activation, &setup);
         let started = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Paused(was, started, at) if at == bases && was == active => {
+            State::Paused(was, started, at)
+                if at == bases && was == active && !started.is_halted() =>
+            {
                 setup.resume(started)
             }
             State::Paused(was, started, _) => {

@@ -44,8 +44,8 @@ pub struct Monitor {
     kernel: Kernel,
     iotlb: Option<Arc<Iotlb>>,
     queues: [WatchedQueue; 2],
-    /// After a denial or a service failure a queue is no more woken by us.
-    failed: bool,
+    /// A denial or a service failure has halted the device.
+    halted: bool,
     complaints: RateLimit,
 }
 
@@ -90,7 +90,7 @@ impl Monitor {
             kernel: Kernel(kernel),
             iotlb,
             queues: [watch(QueueIndex::Rx)?, watch(QueueIndex::Tx)?],
-            failed: false,
+            halted: false,
             complaints: RateLimit::default(),
         })
     }
@@ -108,7 +108,8 @@ impl Monitor {
     }
 
     /// Does what is to be done now, without blocking, and says what has failed.
-    /// Each failure is logged, at a limited rate.
+    /// Each failure is logged, at a limited rate. After [`Failure::Denied`] and
+    /// [`Failure::Service`] the kernel runs no queue of the device any more.
     pub fn handle(&mut self) -> Vec<Failure> {
         let mut failures = Vec::new();
         // Misses first: they tell a queue that waits from one that is broken.
@@ -118,7 +119,7 @@ impl Monitor {
                 Err(error) => failures.push(error.into()),
             }
         }
-        self.failed |= !failures.is_empty();
+        self.halted |= !failures.is_empty();
         let misses = self.iotlb.as_ref().map_or(0, |iotlb| iotlb.stats().misses);
         if let Some(Failure::Service(_)) = failures.last() {
             self.iotlb = None;
@@ -132,16 +133,18 @@ impl Monitor {
                     continue;
                 }
             }
+            // What a queue says that is stopped for good tells nothing new.
+            if self.halted {
+                continue;
+            }
             // The kernel signals an error also when an access merely misses. Such
             // a queue is woken, also by us; if it is broken besides, it says so
             // again, and then without a miss.
             let missed = std::mem::replace(&mut queue.misses_seen, misses) != misses;
             if !missed {
                 failures.push(Failure::Queue(queue.index));
-            } else if !self.failed {
-                if let Err(error) = queue.kick.signal() {
-                    error!("vhost-vsock CID {}: {error}", self.cid);
-                }
+            } else if let Err(error) = queue.kick.signal() {
+                error!("vhost-vsock CID {}: {error}", self.cid);
             }
         }
         for failure in &failures {

@@ -15,12 +15,15 @@
 //! take the queue's lock in the kernel: when they return, no handler uses a ring
 //! or a buffer of the guest any more.
 //!
+//! A device that a denial or a failure of its IOTLB has halted is stopped already,
+//! and stays so.
+//!
 //! `unsafe` is here to reserve those addresses.
 
 use std::io;
 use std::sync::OnceLock;
 
-use super::error::Error;
+use super::error::{Error, SET_RUNNING};
 use super::ioctl::{Vhost, VringAddresses};
 use super::iotlb::Iotlb;
 use super::queue::QueueIndex;
@@ -32,7 +35,14 @@ const RESERVED: usize = 512 << 10;
 /// Takes both queues off guest memory; returns their vring bases.
 pub(super) fn pause(kernel: &dyn Vhost, iotlb: Option<&Iotlb>) -> Result<[u16; 2], Error> {
     match iotlb {
-        Some(iotlb) => iotlb.close()?,
+        Some(iotlb) => {
+            let closed = iotlb.close();
+            match iotlb.is_halted() {
+                // Nothing depends on the mappings then.
+                true => call(SET_RUNNING, None, kernel.set_running(false))?,
+                false => closed?,
+            }
+        }
         None => {
             let nowhere = nowhere().map_err(Error::Reserve)?;
             for queue in QueueIndex::ALL {

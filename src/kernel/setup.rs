@@ -53,6 +53,14 @@ pub(super) struct Started {
     pub(super) iotlb: Option<Service>,
 }
 
+impl Started {
+    /// Whether it was halted: it cannot go on, only be started anew.
+    pub(super) fn is_halted(&self) -> bool {
+        let iotlb = self.iotlb.as_ref();
+        iotlb.is_some_and(|service| service.0.is_halted())
+    }
+}
+
 impl<'a> Setup<'a> {
     pub(super) fn new(
         kernel: &'a Arc<dyn Vhost>,

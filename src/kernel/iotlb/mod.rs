@@ -16,7 +16,16 @@
 //!
 //! A miss that the [`Translator`] denies is not answered (the kernel has no
 //! message for that): it is counted, logged and returned, and the owner of the
-//! device fails the queue visibly.
+//! device fails the queue visibly. It also halts the device, as a failure of the
+//! service does: `VHOST_VSOCK_SET_RUNNING(0)`, and only a full start runs it again.
+//! What a denied queue that ran on would do depends on the kernel
+//! (`vhost_iotlb_miss`):
+//!
+//! - before 7.x it asks anew at each notification, and the kernel keeps every miss
+//!   in memory of its own: the guest decides how much;
+//! - since 7.x it asks for nothing more, whatever is mapped meanwhile, until its
+//!   last miss is answered or the IOTLB is turned off (`vhost_clear_msg`). On a
+//!   halted device the host's programs get `EHOSTUNREACH` and need not wait.
 //!
 //! [`message`] is the wire, [`table`] the mirror of the kernel's entries,
 //! [`translator`] decides. Every change of the table and the writes that carry it
@@ -31,7 +40,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::{debug, warn};
+use log::{debug, error, warn};
 
 use self::message::{Access, Command, Mapping, MessageFormat, Miss, MESSAGE_SIZE};
 use self::table::Table;
@@ -60,6 +69,8 @@ struct Mirror {
     table: Table,
     /// The device is stopped: the kernel is told nothing.
     closed: bool,
+    /// A miss was denied or the service failed: the queues are not to run again.
+    halted: bool,
     /// The activation has ended: the descriptor is another's now.
     over: bool,
     /// Misses read while closed. Since 7.x a queue asks for nothing else before
@@ -163,6 +174,7 @@ impl Iotlb {
             mirror: Mutex::new(Mirror {
                 table: Table::new(table_limit),
                 closed: false,
+                halted: false,
                 over: false,
                 unanswered: Vec::new(),
             }),
@@ -236,7 +248,8 @@ impl Iotlb {
     }
 
     /// Answers the misses that wait, at most a batch of them; returns those that
-    /// were denied.
+    /// were denied. A denial or a failure halts the device before this returns;
+    /// what its queues had asked by then can still be read.
     pub fn serve(&self) -> Result<Vec<Denial>, IotlbError> {
         let mut denials = Vec::new();
         let mut mirror = self.lock();
@@ -251,7 +264,8 @@ impl Iotlb {
                 break;
             }
             let mut bytes = [0; MESSAGE_SIZE];
-            let Some(filled) = self.receive(&mut bytes)? else {
+            let received = self.receive(&mut bytes);
+            let Some(filled) = received.inspect_err(|_| self.halt(&mut mirror))? else {
                 break;
             };
             match Miss::parse(&bytes[..filled.min(MESSAGE_SIZE)]) {
@@ -287,6 +301,11 @@ impl Iotlb {
         self.lock().over
     }
 
+    /// Whether a denial or a failure has halted the device.
+    pub(super) fn is_halted(&self) -> bool {
+        self.lock().halted
+    }
+
     /// What the service has done so far.
     pub fn stats(&self) -> Stats {
         let table = &self.lock().table;
@@ -304,6 +323,25 @@ impl Iotlb {
     }
 
     fn answer(&self, mirror: &mut Mirror, miss: Miss) -> Result<Option<Denial>, IotlbError> {
+        let answered = self.map_or_deny(mirror, miss);
+        if !matches!(answered, Ok(None)) {
+            self.halt(mirror);
+        }
+        answered
+    }
+
+    /// Stops the queues, once. Under the lock, so that it cannot hit the next
+    /// activation. A call that fails is made again by whoever stops the device.
+    fn halt(&self, mirror: &mut Mirror) {
+        if std::mem::replace(&mut mirror.halted, true) {
+            return;
+        }
+        if let Err(error) = self.kernel.set_running(false) {
+            error!("vhost-vsock: the queues cannot be stopped: {error}");
+        }
+    }
+
+    fn map_or_deny(&self, mirror: &mut Mirror, miss: Miss) -> Result<Option<Denial>, IotlbError> {
         let Miss { iova, access } = miss;
         count(&self.counters.misses);
         if mirror.closed {

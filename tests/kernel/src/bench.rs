@@ -238,6 +238,18 @@ impl Bench {
             );
         }
     }
+
+    /// Checks that no queue runs any more, whatever it is notified of: the kernel
+    /// asks for nothing.
+    pub fn assert_halted(&self, mode: Mode) {
+        assert!(!self.kernel.is_running(), "mode {mode}");
+        let kept = self.kernel.misses_kept();
+        for (queue, place) in QueueIndex::ALL.into_iter().zip(Place::of(mode)) {
+            let outcome = self.kernel.access(queue, place.buffer, PAGE, Access::Read);
+            assert_eq!(outcome, Outcome::Stopped, "queue {queue} in mode {mode}");
+        }
+        assert_eq!(self.kernel.misses_kept(), kept, "mode {mode}");
+    }
 }
 
 impl Drop for Bench {

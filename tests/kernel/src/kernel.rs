@@ -221,6 +221,13 @@ impl ModelKernel {
         self.state().unread.len()
     }
 
+    /// Misses that the kernel holds memory for: not read yet, or not answered.
+    pub fn misses_kept(&self) -> usize {
+        let state = self.state();
+        let unread = state.unread.iter().filter(|unread| unread.queue.is_some());
+        unread.count() + state.pending.len()
+    }
+
     /// Makes the kernel say something: bytes for the next read.
     pub fn say(&self, bytes: &[u8]) {
         let mut state = self.state();
