@@ -185,8 +185,8 @@ fn bit_33_is_offered_and_goes_no_further() {
         ..GuestConfig::default()
     };
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket"));
-    let offered = vmm.features();
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    let offered = vmm.features().unwrap();
     assert_eq!(offered & ACCESS_PLATFORM, ACCESS_PLATFORM);
     assert_eq!(
         offered & (1 << 26),
@@ -195,7 +195,7 @@ fn bit_33_is_offered_and_goes_no_further() {
     );
     vmm.extra_features |= ACCESS_PLATFORM;
     vmm.queues = 2;
-    vmm.start(&guest, &config);
+    vmm.start(&guest, &config).unwrap();
     let device = opened.lock().unwrap()[0].clone();
     wait_until("the device runs", || device.lock().unwrap().running);
     let told = device.lock().unwrap();
@@ -218,8 +218,8 @@ fn every_guest_gets_a_device_of_its_own() {
     };
     for round in 0..3 {
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(dir.path().join("vhost.socket"));
-        vmm.start(&guest, &config);
+        let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+        vmm.start(&guest, &config).unwrap();
         let device = opened.lock().unwrap()[round].clone();
         assert!(device.lock().unwrap().running);
         drop(vmm);
@@ -237,11 +237,11 @@ fn a_vm_that_pauses_keeps_its_device() {
         ..GuestConfig::default()
     };
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket"));
-    vmm.start(&guest, &config);
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    vmm.start(&guest, &config).unwrap();
     for _ in 0..3 {
-        assert_eq!(vmm.stop()[..2], [0, 0]);
-        vmm.start_rings(&guest);
+        assert_eq!(vmm.stop().unwrap()[..2], [0, 0]);
+        vmm.start_rings(&guest).unwrap();
     }
     assert_eq!(opened.lock().unwrap().len(), 1);
 }
