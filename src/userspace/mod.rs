@@ -347,17 +347,13 @@ impl DataPath for UserspacePath {
         self.active.is_some()
     }
 
-    fn stop(&mut self) -> Option<[u16; QUEUES]> {
+    fn stop(&mut self) -> Option<[Option<u16>; QUEUES]> {
         let active = self.active.take()?;
         active.unwatch(&self.muxer.epoll);
         self.muxer.listening = false;
         debug!("vm {}: queues stopped", self.muxer.guest);
-        let base = |ring: &Option<SplitRing>| ring.as_ref().map_or(0, SplitRing::base);
-        Some([
-            base(&active.rings[RX]),
-            base(&active.rings[TX]),
-            base(&active.rings[EVENT]),
-        ])
+        let base = |ring: Option<SplitRing>| ring.map(|ring| ring.base());
+        Some(active.rings.map(base))
     }
 
     fn forget_guest(&mut self) {

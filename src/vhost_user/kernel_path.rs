@@ -162,7 +162,7 @@ impl DataPath for KernelPath {
         self.device.is_running()
     }
 
-    fn stop(&mut self) -> Option<[u16; QUEUES]> {
+    fn stop(&mut self) -> Option<[Option<u16>; QUEUES]> {
         if let Some(monitor) = self.monitor.take() {
             for descriptor in monitor.descriptors() {
                 // Not registered, if registering it was what failed.
@@ -176,12 +176,12 @@ impl DataPath for KernelPath {
             let queue = self.activation.as_ref()?.queues[queue].as_ref();
             queue.map(|queue| queue.base)
         };
-        let event = start(EVENT).unwrap_or(0);
+        let event = start(EVENT);
         match self.device.stop() {
-            Ok([rx, tx]) => Some([rx, tx, event]),
+            Ok([rx, tx]) => Some([Some(rx), Some(tx), event]),
             Err(error) => {
                 error!("vm {}: {error}", self.cid);
-                Some([start(RX).unwrap_or(0), start(TX).unwrap_or(0), event])
+                Some([start(RX), start(TX), event])
             }
         }
     }
@@ -203,7 +203,7 @@ impl DataPath for KernelPath {
             return;
         };
         for (place, base) in activation.queues.iter_mut().zip(bases) {
-            if let Some(place) = place {
+            if let (Some(place), Some(base)) = (place, base) {
                 place.base = base;
             }
         }

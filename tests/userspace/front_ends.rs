@@ -99,20 +99,23 @@ fn a_guest_that_reboots_finds_no_old_connections() {
 #[test]
 fn a_guest_that_outlives_the_device_is_told_of_the_reset() {
     let mut vm = Vm::start();
-    let (mut guest, mut host) = vm.guest_connects(70);
-    guest.write_all(b"x").unwrap();
-    host.read_exact(&mut [0]).unwrap();
-    vm.guest.pause();
-    vm.vmm.stop().unwrap();
-    drop(vm.vmm);
-    // Another front end, the same guest: its rings go on where they were.
-    vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
-    let config = GuestConfig::default();
-    vm.vmm.start(&vm.guest, &config).unwrap();
-    vm.guest.resume();
-    vm.guest.wait_event(PATIENCE).unwrap();
-    assert!(guest.write_all(b"y").is_err());
-    vm.assert_alive();
+    for round in 0..3 {
+        let (mut guest, mut host) = vm.guest_connects(70);
+        guest.write_all(b"x").unwrap();
+        host.read_exact(&mut [0]).unwrap();
+        vm.guest.pause();
+        let events = vm.vmm.stop().unwrap()[2];
+        assert_eq!(events, round, "the event queue goes on where it was, too");
+        drop(vm.vmm);
+        // Another front end, the same guest: its rings go on where they were.
+        vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+        let config = GuestConfig::default();
+        vm.vmm.start(&vm.guest, &config).unwrap();
+        vm.guest.resume();
+        vm.guest.wait_event(PATIENCE).unwrap();
+        assert!(guest.write_all(b"y").is_err());
+        vm.assert_alive();
+    }
 }
 
 #[test]
