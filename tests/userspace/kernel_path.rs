@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use crosvm_vsock::address::GuestCid;
@@ -18,9 +19,10 @@ use crosvm_vsock::kernel::{QueueIndex, Vhost, VhostVsock};
 use crosvm_vsock::memory::MemoryMap;
 use crosvm_vsock::vhost_user::kernel_path::KernelPath;
 use crosvm_vsock::vhost_user::worker::Worker;
+use guest_driver::packet::Event;
 use guest_driver::{Guest, GuestConfig};
 
-use crate::harness::{wait_until, Vmm, ACCESS_PLATFORM, VERSION_1};
+use crate::harness::{wait_until, Vmm, ACCESS_PLATFORM, PATIENCE, VERSION_1};
 
 const OFFERED: FeatureSet = FeatureSet::of(&[
     Feature::VERSION_1,
@@ -226,6 +228,35 @@ fn every_guest_gets_a_device_of_its_own() {
         // Its connections end with it: vhost-vsock resets them when it is closed.
         wait_until("it is closed", || device.lock().unwrap().closed);
     }
+}
+
+#[test]
+fn only_a_guest_that_outlives_its_front_end_is_told_of_a_reset() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (_opened, _running) = start(&dir);
+    let config = GuestConfig {
+        cid: 7,
+        ..GuestConfig::default()
+    };
+    let guest = Guest::new(config.clone()).unwrap();
+    let told = || {
+        let used_index = guest.queues()[2].addresses.used.at(2);
+        let space = guest.space();
+        space.load_u16(used_index, Ordering::Acquire).unwrap()
+    };
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    assert_eq!(told(), 0, "a guest that has just booted");
+    drop(vmm);
+    // The rings of a guest that has been running for a while.
+    guest.reset(9).unwrap();
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    let event = guest.wait_event(PATIENCE).unwrap();
+    assert_eq!(event, Event::TRANSPORT_RESET);
+    vmm.stop().unwrap();
+    vmm.start_rings(&guest).unwrap();
+    assert_eq!(told(), 10, "once is enough");
 }
 
 #[test]

@@ -96,12 +96,10 @@ impl Vm<'_> {
         drop(vmm);
 
         let vmm = self.boot(&guest, &config).context("the second front end")?;
-        if let Programs::Unix(_) = self.programs {
-            let event = guest
-                .wait_event(Duration::from_secs(10))
-                .context("the reset event")?;
-            ensure!(event == Event::TRANSPORT_RESET, "the guest saw {event:?}");
-        }
+        let event = guest
+            .wait_event(Duration::from_secs(10))
+            .context("the reset event")?;
+        ensure!(event == Event::TRANSPORT_RESET, "the guest saw {event:?}");
         conversation::brief(self.sides(&guest), 111).context("behind the second front end")?;
         check_quiet(&guest)?;
         drop((vmm, guest));
