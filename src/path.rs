@@ -82,8 +82,8 @@ pub trait DataPath {
     fn is_active(&self) -> bool;
 
     /// Lets go of the queues and the guest memory; the place where each queue
-    /// goes on, by index. `None` when nothing runs.
-    fn stop(&mut self) -> Option<[u16; QUEUES]>;
+    /// goes on, by index, for those that were handed over. `None` when nothing runs.
+    fn stop(&mut self) -> Option<[Option<u16>; QUEUES]>;
 
     /// Ends every connection: the guest behind the front end is gone.
     fn forget_guest(&mut self);

@@ -130,6 +130,32 @@ fn what_fails_at_run_time_exits_with_1() {
     let (code, text) = run(&["--vm", "socket=/nonexistent/s,uds-path=/nonexistent/u"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("cannot listen at /nonexistent/u"), "{text}");
+    let socket = dir.path().join("auto");
+    let auto = format!(
+        "socket={},backend=auto,device=/nonexistent/d",
+        socket.display()
+    );
+    let (code, text) = run(&["--vm", &auto]);
+    assert_eq!(code, 1, "{text}");
+    for expected in [
+        "neither uds-path nor forward-cid",
+        "cannot open /nonexistent/d",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(!socket.exists(), "a VMM would wait at it");
+}
+
+#[test]
+fn auto_says_which_backend_it_has_chosen_and_why() {
+    let dir = TempDir::new().unwrap();
+    let arguments = ["--backend=auto".to_owned()];
+    let arguments = [&arguments[..], &vm_arguments(&dir, &[3])].concat();
+    let (code, text) = end(start(&dir, &arguments), libc::SIGTERM);
+    assert_eq!(code, 0, "{text}");
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("auto")).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    assert!(lines[0].contains("userspace path"), "{text}");
 }
 
 #[test]

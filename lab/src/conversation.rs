@@ -13,7 +13,7 @@ use guest_driver::rng::Rng;
 use guest_driver::{Guest, SocketType, Stream};
 use socket2::Socket;
 
-use crate::host::{accept, connect, fresh_port, listen};
+use crate::host::{accept, fresh_port, Programs};
 
 /// The host's CID.
 pub const HOST: u64 = 2;
@@ -62,6 +62,22 @@ impl End for Socket {
     }
 }
 
+/// Who talks: a guest and the programs of its host.
+#[derive(Clone, Copy)]
+pub struct Sides<'a> {
+    /// The guest.
+    pub guest: &'a Guest,
+    /// Where the host's programs are.
+    pub programs: Programs<'a>,
+}
+
+impl<'a> From<&'a Guest> for Sides<'a> {
+    fn from(guest: &'a Guest) -> Self {
+        let programs = Programs::Vsock;
+        Self { guest, programs }
+    }
+}
+
 struct Reading<'a>(&'a dyn End);
 
 impl Read for Reading<'_> {
@@ -82,25 +98,29 @@ impl Write for Writing<'_> {
 }
 
 /// The whole conversation.
-pub fn hold(guest: &Guest, seqpacket: bool, seed: u64) -> Result<()> {
-    volume(guest, VOLUME, seed)?;
-    half_close(guest).context("half-close")?;
-    refusals(guest).context("a port nobody listens on")?;
+pub fn hold<'a>(sides: impl Into<Sides<'a>>, seqpacket: bool, seed: u64) -> Result<()> {
+    let sides = sides.into();
+    volume(sides, VOLUME, seed)?;
+    half_close(sides).context("half-close")?;
+    refusals(sides).context("a port nobody listens on")?;
     if seqpacket {
-        messages(guest, seed).context("seqpacket")?;
+        messages(sides, seed).context("seqpacket")?;
     }
     Ok(())
 }
 
 /// A short one, for where another conversation has to be told from silence.
-pub fn brief(guest: &Guest, seed: u64) -> Result<()> {
-    volume(guest, 1 << 20, seed)
+pub fn brief<'a>(sides: impl Into<Sides<'a>>, seed: u64) -> Result<()> {
+    volume(sides, 1 << 20, seed)
 }
 
 /// A connection opened by the guest.
-pub fn from_guest(guest: &Guest, kind: SocketType) -> Result<(Stream, Socket)> {
+pub fn from_guest<'a>(sides: impl Into<Sides<'a>>, kind: SocketType) -> Result<(Stream, Socket)> {
+    let Sides { guest, programs } = sides.into();
     let port = fresh_port();
-    let listener = listen(port, kind).context("listening on the host")?;
+    let listener = programs
+        .listen(port, kind)
+        .context("listening on the host")?;
     let stream = guest
         .connect(HOST, port, kind)
         .context("connecting from the guest")?;
@@ -109,17 +129,21 @@ pub fn from_guest(guest: &Guest, kind: SocketType) -> Result<(Stream, Socket)> {
 }
 
 /// A connection opened by the host.
-pub fn from_host(guest: &Guest, kind: SocketType) -> Result<(Stream, Socket)> {
+pub fn from_host<'a>(sides: impl Into<Sides<'a>>, kind: SocketType) -> Result<(Stream, Socket)> {
+    let Sides { guest, programs } = sides.into();
     let port = fresh_port();
     let listener = guest.listen(port, kind).context("listening in the guest")?;
-    let socket = connect(guest.cid(), port, kind).context("connecting from the host")?;
+    let socket = programs
+        .connect(guest.cid(), port, kind)
+        .context("connecting from the host")?;
     let stream = listener.accept().context("accepting in the guest")?;
     Ok((stream, socket))
 }
 
 /// Connections from both sides, all at once, both ways at once, in pieces of
 /// random size, every byte checked, to the end of each stream.
-pub fn volume(guest: &Guest, bytes: u64, seed: u64) -> Result<()> {
+pub fn volume<'a>(sides: impl Into<Sides<'a>>, bytes: u64, seed: u64) -> Result<()> {
+    let sides = sides.into();
     let share = bytes / (2 * CONNECTIONS);
     std::thread::scope(|scope| {
         let conversations: Vec<_> = (0..2 * CONNECTIONS)
@@ -127,8 +151,8 @@ pub fn volume(guest: &Guest, bytes: u64, seed: u64) -> Result<()> {
                 scope.spawn(move || {
                     let kind = SocketType::STREAM;
                     let (who, (stream, socket)) = match number % 2 {
-                        0 => ("the guest", from_guest(guest, kind)?),
-                        _ => ("the host", from_host(guest, kind)?),
+                        0 => ("the guest", from_guest(sides, kind)?),
+                        _ => ("the host", from_host(sides, kind)?),
                     };
                     exchange(&stream, &socket, share, seed + number)
                         .with_context(|| format!("connection {number}, opened by {who}"))
@@ -177,11 +201,11 @@ pub fn exchange(guest: &dyn End, host: &dyn End, bytes: u64, seed: u64) -> Resul
 }
 
 /// Each side in turn ends its direction first, and still receives.
-fn half_close(guest: &Guest) -> Result<()> {
+fn half_close(sides: Sides<'_>) -> Result<()> {
     const LATE: u64 = 256 << 10;
     let pieces = Pieces::Of(8 << 10);
     for guest_ends_first in [true, false] {
-        let (stream, socket) = from_guest(guest, SocketType::STREAM)?;
+        let (stream, socket) = from_guest(sides, SocketType::STREAM)?;
         let (early, late): (&dyn End, &dyn End) = match guest_ends_first {
             true => (&stream, &socket),
             false => (&socket, &stream),
@@ -206,14 +230,15 @@ fn half_close(guest: &Guest) -> Result<()> {
 }
 
 /// Both sides are refused at once, and nothing lingers.
-fn refusals(guest: &Guest) -> Result<()> {
+fn refusals(sides: Sides<'_>) -> Result<()> {
+    let Sides { guest, programs } = sides;
     let start = Instant::now();
     match guest.connect(HOST, fresh_port(), SocketType::STREAM) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         Err(error) => bail!("the guest was not refused: {error}"),
         Ok(_) => bail!("the guest was connected to a port nobody listens on"),
     }
-    match connect(guest.cid(), fresh_port(), SocketType::STREAM) {
+    match programs.connect(guest.cid(), fresh_port(), SocketType::STREAM) {
         Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => {}
         Err(error) => bail!("the host was not refused: {error}"),
         Ok(_) => bail!("the host was connected to a port nobody listens on"),
@@ -224,11 +249,11 @@ fn refusals(guest: &Guest) -> Result<()> {
 }
 
 /// Messages of many sizes keep their boundaries both ways.
-fn messages(guest: &Guest, seed: u64) -> Result<()> {
+fn messages(sides: Sides<'_>, seed: u64) -> Result<()> {
     for opened_by_guest in [true, false] {
         let (stream, socket) = match opened_by_guest {
-            true => from_guest(guest, SocketType::SEQPACKET)?,
-            false => from_host(guest, SocketType::SEQPACKET)?,
+            true => from_guest(sides, SocketType::SEQPACKET)?,
+            false => from_host(sides, SocketType::SEQPACKET)?,
         };
         let mut rng = Rng::new(seed);
         let mut received = Vec::new();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The kernel's interface with a counter and a clock: how many calls something
-//! took, whether it touched the kernel at all, how fast a miss was answered.
+//! took, whether it touched the kernel at all, which features it was told, how fast a miss was answered.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -22,6 +22,7 @@ pub struct Counting {
     kernel: VhostFd,
     ioctls: AtomicU64,
     messages: AtomicU64,
+    told: AtomicU64,
     timing: Mutex<Timing>,
 }
 
@@ -39,6 +40,7 @@ impl Counting {
             kernel: VhostFd::open(path)?,
             ioctls: AtomicU64::new(0),
             messages: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             timing: Mutex::default(),
         })
     }
@@ -51,6 +53,11 @@ impl Counting {
     /// IOTLB messages written so far.
     pub fn messages(&self) -> u64 {
         self.messages.load(Ordering::Relaxed)
+    }
+
+    /// The features that the kernel took last.
+    pub fn told(&self) -> FeatureSet {
+        FeatureSet::from_bits(self.told.load(Ordering::Relaxed))
     }
 
     /// Microseconds from each miss read to the message that answered it.
@@ -78,7 +85,9 @@ impl Vhost for Counting {
     }
 
     fn set_features(&self, features: FeatureSet) -> io::Result<()> {
-        self.ioctl().set_features(features)
+        self.ioctl().set_features(features)?;
+        self.told.store(features.bits(), Ordering::Relaxed);
+        Ok(())
     }
 
     fn backend_features(&self) -> io::Result<u64> {

@@ -11,6 +11,7 @@ mod boot;
 mod cells;
 mod conversation;
 mod counting;
+mod daemon_rig;
 mod host;
 mod plugin_rig;
 mod rig;

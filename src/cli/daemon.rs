@@ -29,8 +29,8 @@ pub struct Arguments {
 
     /// What moves the data of a VM that does not say it itself: userspace (this process,
     /// Unix sockets), kernel (/dev/vhost-vsock, host programs use AF_VSOCK), or auto
-    /// (userspace where --uds-path or --forward-cid is given, else kernel)
-    /// [default: userspace].
+    /// (userspace where --uds-path or --forward-cid is given, else kernel if the device
+    /// opens) [default: userspace].
     #[arg(long, value_name = "BACKEND")]
     backend: Option<String>,
 

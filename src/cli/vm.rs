@@ -28,7 +28,7 @@ const KEYS: &[(&str, &str)] = &[
     ),
     (
         "backend",
-        "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel",
+        "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel if the device opens",
     ),
     ("device", "the kernel's device file for the backend kernel"),
     (
@@ -135,6 +135,8 @@ pub struct Vm {
     pub cid: GuestCid,
     /// What moves the data.
     pub backend: Backend,
+    /// Why it is that one, if `auto` has chosen it.
+    pub chosen: Option<&'static str>,
 }
 
 /// What moves a VM's data.
@@ -268,7 +270,8 @@ impl Spec {
         let expected = "a queue size (2 to 32768)";
         let queue_size = self.number("queue-size", 2, 32768, expected)?;
         let max_queue_size = queue_size.map_or(MAX_QUEUE_SIZE, |size| size as u16);
-        let backend = if self.is_kernel()? {
+        let (kernel, chosen) = self.is_kernel()?;
+        let backend = if kernel {
             let device = self.get("device").unwrap_or(VhostVsock::PATH);
             Backend::Kernel {
                 device: PathBuf::from(device),
@@ -281,19 +284,23 @@ impl Spec {
             socket,
             cid,
             backend,
+            chosen,
         })
     }
 
-    /// Whether the kernel moves the data.
-    fn is_kernel(&self) -> Result<bool, SpecError> {
+    /// Whether the kernel moves the data, and why if that was not said.
+    fn is_kernel(&self) -> Result<(bool, Option<&'static str>), SpecError> {
         const ELSEWHERE: [&str; 3] = ["uds-path", "forward-cid", "forward-listen"];
         let elsewhere = ELSEWHERE.into_iter().find(|key| self.get(key).is_some());
         match self.get("backend").unwrap_or("userspace") {
-            "userspace" => Ok(false),
-            "auto" => Ok(elsewhere.is_none()),
+            "userspace" => Ok((false, None)),
+            "auto" => Ok(match elsewhere {
+                Some(_) => (false, Some("its host programs are not on AF_VSOCK")),
+                None => (true, Some("neither uds-path nor forward-cid is given")),
+            }),
             "kernel" => match elsewhere {
                 Some(key) => Err(SpecError::NotForKernel(key)),
-                None => Ok(true),
+                None => Ok((true, None)),
             },
             other => Err(SpecError::Value {
                 key: "backend",
@@ -396,6 +403,11 @@ mod tests {
         assert!(kernel("socket=s,backend=auto,device=/dev/other"));
         assert!(!kernel("socket=s,backend=auto,uds-path=u"));
         assert!(!kernel("socket=s,uds-path=u"));
+        let chosen = |text: &str| build(text).unwrap().chosen;
+        assert_eq!(chosen("socket=s,backend=kernel"), None);
+        assert_eq!(chosen("socket=s,uds-path=u"), None);
+        assert!(chosen("socket=s,backend=auto").is_some());
+        assert!(chosen("socket=s,backend=auto,uds-path=u").is_some());
     }
 
     #[test]

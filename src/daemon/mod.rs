@@ -105,18 +105,20 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
         socket,
         cid,
         backend,
+        chosen,
     } = vm;
+    let why = chosen.map_or_else(String::new, |why| format!(" (backend auto: {why})"));
     match backend {
         Backend::Userspace(config) => {
             match &config.host {
                 HostPlace::Unix(path) => {
                     info!(
-                        "vm {cid}: userspace path, host programs around {}",
+                        "vm {cid}: userspace path{why}, host programs around {}",
                         path.display()
                     );
                 }
                 HostPlace::Vsock { cid: to, .. } => {
-                    info!("vm {cid}: userspace path, forwarded to vsock CID {to}");
+                    info!("vm {cid}: userspace path{why}, forwarded to vsock CID {to}");
                 }
             }
             let path = UserspacePath::new(config, neighbourhood, epoll)?;
@@ -126,9 +128,16 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
             device,
             max_queue_size,
         } => {
-            info!("vm {cid}: kernel path through {}", device.display());
+            let name = device.display().to_string();
             let open = Box::new(move || VhostVsock::open(&device));
-            let path = KernelPath::new(cid, max_queue_size, open, epoll)?;
+            let path = KernelPath::new(cid, max_queue_size, open, epoll);
+            let path = match chosen {
+                Some(why) => path.with_context(|| {
+                    format!("backend auto: {why}, as the userspace path needs, nor can the kernel path be had")
+                })?,
+                None => path?,
+            };
+            info!("vm {cid}: kernel path through {name}{why}");
             Ok(Ready::new(cid, Worker::new(&socket, path)?))
         }
     }

@@ -103,10 +103,14 @@ impl Credit {
     }
 
     /// Whether the guest should hear of the room it has, for want of other packets:
-    /// half of our buffer has become free without it knowing. A guest that waits
-    /// has used all it knows of, so this comes true before it waits in vain.
+    /// half of what it may send has become free without it knowing. A guest that
+    /// waits has used all it knows of, so this comes true before it waits in vain.
+    ///
+    /// Linux guests since 2026 send no more than their *own* buffer holds, however
+    /// large ours is (`virtio_transport_tx_buf_size`).
     pub fn update_due(&self) -> bool {
-        self.forwarded.wrapping_sub(self.advertised) >= self.buf_alloc / 2
+        let window = self.buf_alloc.min(self.peer_buf_alloc).max(2);
+        self.forwarded.wrapping_sub(self.advertised) >= window / 2
     }
 
     /// Fills in the credit fields of a packet to the guest.
@@ -190,6 +194,17 @@ mod tests {
         assert_eq!(credit.room(), 3996);
         credit.heard(&header(4096, 90));
         assert_eq!(credit.room(), 4096);
+    }
+
+    #[test]
+    fn a_guest_that_sends_no_more_than_its_own_buffer_holds_hears_in_time() {
+        let mut credit = Credit::new(1 << 20);
+        credit.heard(&header(4096, 0));
+        assert_eq!(credit.receive(4096), Ok(()));
+        credit.forward(2047);
+        assert!(!credit.update_due());
+        credit.forward(1);
+        assert!(credit.update_due());
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //! - [`packet`] the header; [`credit`] flow control; [`ring`] the queues;
 //! - `connection` one connection's state; `muxer` all of them, the guest's side;
 //!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
-//!   between rings and these;
+//!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
 //!   one process meet;
 //! - [`socket`] system calls; `outbox`, `slab`, `timer`, `tokens` small parts;
@@ -45,6 +45,7 @@ pub mod listener;
 mod muxer;
 mod outbox;
 pub mod packet;
+pub(crate) mod reset_event;
 pub mod ring;
 mod rx;
 pub mod sibling;
@@ -66,14 +67,14 @@ use self::hybrid::Reply;
 use self::limits::Limits;
 use self::listener::{HostPlace, HostSide};
 use self::muxer::Muxer;
-use self::ring::{Direction, RingError, SplitRing, MAX_QUEUE_SIZE};
+use self::ring::{RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};
 use self::stats::Stats;
 use crate::address::GuestCid;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
-use crate::guest_memory::{write_across, GuestMemory};
+use crate::guest_memory::GuestMemory;
 use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
 
 /// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
@@ -87,9 +88,6 @@ pub const FEATURES: FeatureSet = FeatureSet::of(&[
     Feature::STREAM,
     Feature::SEQPACKET,
 ]);
-
-/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` as it is on the wire (VIRTIO 1.2, 5.10.6.7).
-const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 /// What a VM's device is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -271,7 +269,9 @@ impl Active {
         }
         self.publish(RX);
         if *reset_event {
-            *reset_event = !self.report_reset()?;
+            if let Some(ring) = &mut self.rings[EVENT] {
+                *reset_event = !reset_event::report(ring, &memory)?;
+            }
             self.publish(EVENT);
         }
         if !more {
@@ -280,35 +280,6 @@ impl Active {
             }
         }
         Ok(more)
-    }
-
-    /// Reports a transport reset (5.10.6.7). Whether there was a buffer for it.
-    fn report_reset(&mut self) -> Result<bool, RingError> {
-        let Some(ring) = &mut self.rings[EVENT] else {
-            return Ok(false);
-        };
-        let mut segments = Vec::new();
-        while ring.available()? > 0 {
-            segments.clear();
-            let Some(chain) = ring.pop(&self.memory, Direction::Writable, &mut segments) else {
-                break;
-            };
-            let fits = chain
-                .buffers
-                .is_ok_and(|len| len as usize >= TRANSPORT_RESET.len());
-            let written = if fits {
-                write_across(&segments, &TRANSPORT_RESET)
-            } else {
-                0
-            };
-            ring.push_used(chain.head, written as u32);
-            if fits {
-                return Ok(true);
-            }
-        }
-        // The kick that comes with a buffer looks again.
-        ring.enable_kicks();
-        Ok(false)
     }
 }
 
@@ -347,17 +318,13 @@ impl DataPath for UserspacePath {
         self.active.is_some()
     }
 
-    fn stop(&mut self) -> Option<[u16; QUEUES]> {
+    fn stop(&mut self) -> Option<[Option<u16>; QUEUES]> {
         let active = self.active.take()?;
         active.unwatch(&self.muxer.epoll);
         self.muxer.listening = false;
         debug!("vm {}: queues stopped", self.muxer.guest);
-        let base = |ring: &Option<SplitRing>| ring.as_ref().map_or(0, SplitRing::base);
-        Some([
-            base(&active.rings[RX]),
-            base(&active.rings[TX]),
-            base(&active.rings[EVENT]),
-        ])
+        let base = |ring: Option<SplitRing>| ring.map(|ring| ring.base());
+        Some(active.rings.map(base))
     }
 
     fn forget_guest(&mut self) {

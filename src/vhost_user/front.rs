@@ -70,7 +70,7 @@ pub struct Front<P> {
     views: Vec<View>,
     vrings: [Vring; QUEUES],
     /// Where the queues stood when the device was last stopped.
-    stopped_at: Option<[u16; QUEUES]>,
+    stopped_at: Option<[Option<u16>; QUEUES]>,
     /// Kept open for the front end, which complains of one that is closed.
     _requests: Option<Backend>,
 }
@@ -174,7 +174,7 @@ impl<P: DataPath> Front<P> {
         let bases = [RX, TX, EVENT].map(|index| self.vrings[index].base);
         let resumed = self
             .stopped_at
-            .is_some_and(|at| (at[RX], at[TX]) == (bases[RX], bases[TX]));
+            .is_some_and(|at| (at[RX], at[TX]) == (Some(bases[RX]), Some(bases[TX])));
         let activation = Activation {
             memory,
             queues: [self.queue(RX)?, self.queue(TX)?, self.queue(EVENT)?],
@@ -190,7 +190,8 @@ impl<P: DataPath> Front<P> {
     fn pause(&mut self) {
         if let Some(bases) = self.path.stop() {
             for (vring, base) in self.vrings.iter_mut().zip(bases) {
-                if vring.started {
+                // A ring that has not run yet is where the front end says.
+                if let (true, Some(base)) = (vring.started, base) {
                     vring.base = base;
                 }
             }

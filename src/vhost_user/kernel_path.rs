@@ -10,8 +10,8 @@
 //! A guest that goes for good takes its connections with it, which vhost-vsock does
 //! when its descriptor closes: the device is opened anew for the next guest.
 //!
-//! Limits: the event queue is not served (vhost-vsock does not, and QEMU keeps it), so a
-//! guest that outlives its front end learns of lost connections by RST.
+//! A guest that outlives its front end is told that its connections are gone, in the event
+//! queue. Limits: QEMU keeps that queue to itself; such a guest learns of it by RST.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, info};
 
+use super::event_queue::EventQueue;
 use crate::address::{Address, BusAddr, Gpa, GuestCid};
 use crate::compat::{offer, IotlbBit, Vm};
 use crate::epoll::{Epoll, Interest, Token};
@@ -32,6 +33,8 @@ use crate::path::{Activation, DataPath, Queue, EVENT, PATH_KINDS, QUEUES, RX, TX
 
 /// What the monitor watches; the slot is a number in its list.
 const MONITOR: u8 = PATH_KINDS;
+/// The event queue's kick.
+const EVENT_KICK: Token = Token::lasting(PATH_KINDS + 1, 0);
 
 /// Makes a device: opens the device file, or what stands in for it.
 pub type Open = Box<dyn Fn() -> Result<VhostVsock, Error> + Send>;
@@ -47,6 +50,9 @@ pub struct KernelPath {
     /// it may go on there.
     activation: Option<Activation>,
     monitor: Option<Monitor>,
+    events: Option<EventQueue>,
+    /// The guest is to be told that its connections are gone, once it can be.
+    reset_event: bool,
     epoll: Arc<Epoll>,
 }
 
@@ -72,6 +78,8 @@ impl KernelPath {
             device,
             activation: None,
             monitor: None,
+            events: None,
+            reset_event: false,
             epoll,
         })
     }
@@ -88,6 +96,20 @@ impl KernelPath {
             memory: activation.memory.map().clone(),
             queues: [setup(rx, QueueIndex::Rx)?, setup(tx, QueueIndex::Tx)?],
         })
+    }
+
+    /// Tells the guest what it is to be told, if it has a buffer for that.
+    fn report_reset(&mut self) {
+        let (true, Some(events)) = (self.reset_event, &mut self.events) else {
+            return;
+        };
+        match events.report_reset() {
+            Ok(reported) => self.reset_event = !reported,
+            Err(broken) => {
+                error!("vm {}: event queue: {broken}", self.cid);
+                self.reset_event = false;
+            }
+        }
     }
 
     /// Opens the device again: its connections end.
@@ -137,24 +159,46 @@ impl DataPath for KernelPath {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        if !activation.resumed && self.activation.is_some() {
-            self.renew().map_err(io::Error::other)?;
+        if !activation.resumed {
+            if self.activation.is_some() {
+                self.renew().map_err(io::Error::other)?;
+            }
+            // A driver that is past its first entries knows connections that we do not.
+            self.reset_event = activation.queues[..EVENT]
+                .iter()
+                .flatten()
+                .any(|queue| queue.base != 0);
         }
+        let events = activation.queues[EVENT]
+            .as_ref()
+            .map(|queue| EventQueue::new(queue, &activation.memory, activation.features))
+            .transpose()
+            .map_err(|error| {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("queue {EVENT}: {error}"),
+                )
+            })?;
         let monitor = self.start(&activation).map_err(io::Error::other)?;
         let mut watched = Ok(());
         for (slot, descriptor) in monitor.descriptors().into_iter().enumerate() {
             let token = Token::lasting(MONITOR, slot as u32);
             watched = watched.and(self.epoll.add(descriptor, token, Interest::READABLE));
         }
+        if let Some(events) = &events {
+            watched = watched.and(events.watch(&self.epoll, EVENT_KICK));
+        }
         if !activation.resumed {
             let (cid, features) = (self.cid, activation.features);
             info!("vm {cid}: the driver is there, features: {features}");
         }
         self.monitor = Some(monitor);
+        self.events = events;
         self.activation = Some(activation);
         if watched.is_err() {
             self.stop();
         }
+        self.report_reset();
         watched
     }
 
@@ -162,12 +206,16 @@ impl DataPath for KernelPath {
         self.device.is_running()
     }
 
-    fn stop(&mut self) -> Option<[u16; QUEUES]> {
+    fn stop(&mut self) -> Option<[Option<u16>; QUEUES]> {
         if let Some(monitor) = self.monitor.take() {
             for descriptor in monitor.descriptors() {
                 // Not registered, if registering it was what failed.
                 let _ = self.epoll.remove(descriptor);
             }
+        }
+        let events = self.events.take();
+        if let Some(events) = &events {
+            events.unwatch(&self.epoll);
         }
         if !self.device.is_running() {
             return None;
@@ -176,12 +224,12 @@ impl DataPath for KernelPath {
             let queue = self.activation.as_ref()?.queues[queue].as_ref();
             queue.map(|queue| queue.base)
         };
-        let event = start(EVENT).unwrap_or(0);
+        let event = events.map(|events| events.base());
         match self.device.stop() {
-            Ok([rx, tx]) => Some([rx, tx, event]),
+            Ok([rx, tx]) => Some([Some(rx), Some(tx), event]),
             Err(error) => {
                 error!("vm {}: {error}", self.cid);
-                Some([start(RX).unwrap_or(0), start(TX).unwrap_or(0), event])
+                Some([start(RX), start(TX), event])
             }
         }
     }
@@ -195,7 +243,18 @@ impl DataPath for KernelPath {
     }
 
     fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
-        if !self.is_active() || queue == EVENT {
+        if queue == EVENT {
+            if let Some(events) = &mut self.events {
+                events.set_call(call.clone());
+            }
+            if let Some(activation) = &mut self.activation {
+                if let Some(place) = &mut activation.queues[EVENT] {
+                    place.call = call;
+                }
+            }
+            return;
+        }
+        if !self.is_active() {
             return;
         }
         let bases = self.stop();
@@ -203,7 +262,7 @@ impl DataPath for KernelPath {
             return;
         };
         for (place, base) in activation.queues.iter_mut().zip(bases) {
-            if let Some(place) = place {
+            if let (Some(place), Some(base)) = (place, base) {
                 place.base = base;
             }
         }
@@ -223,6 +282,9 @@ impl DataPath for KernelPath {
         if let (MONITOR, Some(monitor)) = (token.kind, &mut self.monitor) {
             // Logged there; vhost-user has no way to say more.
             drop(monitor.handle());
+        }
+        if token == EVENT_KICK {
+            self.report_reset();
         }
     }
 

@@ -9,9 +9,11 @@
 //! path fast: one loop for queues and sockets alike, and one publication a batch.
 //!
 //! - [`front`]: requests, and what they add up to;
-//! - [`kernel_path`]: `/dev/vhost-vsock` as such a data path;
+//! - [`kernel_path`]: `/dev/vhost-vsock` as such a data path; `event_queue`: the queue that
+//!   vhost-vsock leaves to others;
 //! - [`worker`]: a VM's thread: the socket, the event loop, the data path's turns.
 
+mod event_queue;
 pub mod front;
 pub mod kernel_path;
 pub mod worker;

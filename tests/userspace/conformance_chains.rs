@@ -360,9 +360,9 @@ fn an_available_index_that_cannot_be_stops_the_device_until_it_is_reset() {
         assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
     let mut vm = vm;
-    vm.vmm.stop();
+    vm.vmm.stop().unwrap();
     vm.guest.reset(0).unwrap();
-    vm.vmm.start_rings(&vm.guest);
+    vm.vmm.start_rings(&vm.guest).unwrap();
     vm.assert_alive();
 }
 

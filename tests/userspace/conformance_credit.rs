@@ -222,7 +222,14 @@ fn a_stalled_stream_starts_no_storm() {
 
 #[test]
 fn updates_are_lazy() {
-    let vm = Vm::with(|_| {}, |g| g.tx.chunking = Chunking::Fixed(100));
+    // A guest whose own buffer does not bound what it sends before it must hear.
+    let vm = Vm::with(
+        |_| {},
+        |g| {
+            g.tx.chunking = Chunking::Fixed(100);
+            g.buf_alloc = 1 << 20;
+        },
+    );
     let (guest, host) = vm.guest_connects(70);
     let pieces = Pieces::Of(4096);
     std::thread::scope(|scope| {

@@ -16,8 +16,8 @@ use crate::harness::{
 #[test]
 fn offered_features() {
     let device = Device::start(&Arc::default(), 3, |_| {});
-    let vmm = Vmm::connect(device.socket());
-    let offered = vmm.features();
+    let vmm = Vmm::connect(device.socket()).unwrap();
+    let offered = vmm.features().unwrap();
     // STREAM, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES beside those with names.
     let expected = VERSION_1 | ACCESS_PLATFORM | SEQPACKET | 1 | 1 << 28 | 1 << 29 | 1 << 30;
     assert_eq!(offered, expected);
@@ -28,9 +28,9 @@ fn bit_33_without_an_iotlb_means_guest_physical_addresses() {
     let device = Device::start(&Arc::default(), 3, |_| {});
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket());
+    let mut vmm = Vmm::connect(device.socket()).unwrap();
     vmm.extra_features |= ACCESS_PLATFORM;
-    vmm.start(&guest, &config);
+    vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
 }
 
@@ -39,9 +39,9 @@ fn two_queues_are_enough() {
     let device = Device::start(&Arc::default(), 3, |_| {});
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket());
+    let mut vmm = Vmm::connect(device.socket()).unwrap();
     vmm.queues = 2;
-    vmm.start(&guest, &config);
+    vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
 }
 
@@ -55,9 +55,13 @@ fn a_vm_that_pauses_keeps_its_connections() {
         host.read_exact(&mut got).unwrap();
         vm.guest.pause();
         let sent = vm.guest.ring_state(Queue::Tx).next_avail;
-        assert_eq!(vm.vmm.stop()[1], u32::from(sent), "all packets were taken");
+        assert_eq!(
+            vm.vmm.stop().unwrap()[1],
+            u32::from(sent),
+            "all packets were taken"
+        );
         host.write_all(&[round; 1000]).unwrap();
-        vm.vmm.start_rings(&vm.guest);
+        vm.vmm.start_rings(&vm.guest).unwrap();
         vm.guest.resume();
         guest.read_exact(&mut got).unwrap();
         assert_eq!(got, [round; 1000]);
@@ -70,7 +74,7 @@ fn memory_may_be_shared_again_while_the_device_runs() {
     let vm = Vm::start();
     let (mut guest, mut host) = vm.guest_connects(70);
     for _ in 0..5 {
-        vm.vmm.share_memory(&vm.guest);
+        vm.vmm.share_memory(&vm.guest).unwrap();
         guest.write_all(b"ping").unwrap();
         host.read_exact(&mut [0; 4]).unwrap();
         host.write_all(b"pong").unwrap();
@@ -83,10 +87,10 @@ fn memory_may_be_shared_again_while_the_device_runs() {
 fn a_guest_that_reboots_finds_no_old_connections() {
     let mut vm = Vm::start();
     let (guest, mut host) = vm.guest_connects(70);
-    vm.vmm.stop();
+    vm.vmm.stop().unwrap();
     drop(guest);
     vm.guest.reset(0).unwrap();
-    vm.vmm.start_rings(&vm.guest);
+    vm.vmm.start_rings(&vm.guest).unwrap();
     assert_eq!(host.read(&mut [0]).unwrap(), 0);
     vm.assert_alive();
     vm.assert_clean();
@@ -95,20 +99,23 @@ fn a_guest_that_reboots_finds_no_old_connections() {
 #[test]
 fn a_guest_that_outlives_the_device_is_told_of_the_reset() {
     let mut vm = Vm::start();
-    let (mut guest, mut host) = vm.guest_connects(70);
-    guest.write_all(b"x").unwrap();
-    host.read_exact(&mut [0]).unwrap();
-    vm.guest.pause();
-    vm.vmm.stop();
-    drop(vm.vmm);
-    // Another front end, the same guest: its rings go on where they were.
-    vm.vmm = Vmm::connect(vm.device.socket());
-    let config = GuestConfig::default();
-    vm.vmm.start(&vm.guest, &config);
-    vm.guest.resume();
-    vm.guest.wait_event(PATIENCE).unwrap();
-    assert!(guest.write_all(b"y").is_err());
-    vm.assert_alive();
+    for round in 0..3 {
+        let (mut guest, mut host) = vm.guest_connects(70);
+        guest.write_all(b"x").unwrap();
+        host.read_exact(&mut [0]).unwrap();
+        vm.guest.pause();
+        let events = vm.vmm.stop().unwrap()[2];
+        assert_eq!(events, round, "the event queue goes on where it was, too");
+        drop(vm.vmm);
+        // Another front end, the same guest: its rings go on where they were.
+        vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+        let config = GuestConfig::default();
+        vm.vmm.start(&vm.guest, &config).unwrap();
+        vm.guest.resume();
+        vm.guest.wait_event(PATIENCE).unwrap();
+        assert!(guest.write_all(b"y").is_err());
+        vm.assert_alive();
+    }
 }
 
 #[test]
@@ -123,8 +130,8 @@ fn a_front_end_that_leaves_ends_connections_and_the_next_one_is_served() {
         drop(guest);
         let config = GuestConfig::default();
         vm.guest = Guest::new(config.clone()).unwrap();
-        vm.vmm = Vmm::connect(vm.device.socket());
-        vm.vmm.start(&vm.guest, &config);
+        vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+        vm.vmm.start(&vm.guest, &config).unwrap();
         vm.assert_alive();
     }
 }
@@ -138,8 +145,8 @@ fn probes_neither_take_the_place_of_the_front_end_nor_disturb_it() {
     drop(UnixStream::connect(device.socket()).unwrap());
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket());
-    vmm.start(&guest, &config);
+    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    vmm.start(&guest, &config).unwrap();
     drop(UnixStream::connect(device.socket()).unwrap());
     let vm = Vm { guest, vmm, device };
     vm.assert_alive();
@@ -162,8 +169,8 @@ fn half_a_request_and_nonsense_are_survived() {
     drop(half);
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket());
-    vmm.start(&guest, &config);
+    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
 }
 
@@ -191,8 +198,8 @@ fn two_hundred_front_ends_leak_no_descriptor() {
     let mut before = 0;
     for round in 0..200 {
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket());
-        vmm.start(&guest, &config);
+        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        vmm.start(&guest, &config).unwrap();
         let mut stream = guest.connect(2, 70, SocketType::STREAM).unwrap();
         let mut host = accept(&listener);
         stream.write_all(b"x").unwrap();

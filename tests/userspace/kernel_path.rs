@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use crosvm_vsock::address::GuestCid;
@@ -18,9 +19,10 @@ use crosvm_vsock::kernel::{QueueIndex, Vhost, VhostVsock};
 use crosvm_vsock::memory::MemoryMap;
 use crosvm_vsock::vhost_user::kernel_path::KernelPath;
 use crosvm_vsock::vhost_user::worker::Worker;
+use guest_driver::packet::Event;
 use guest_driver::{Guest, GuestConfig};
 
-use crate::harness::{wait_until, Vmm, ACCESS_PLATFORM, VERSION_1};
+use crate::harness::{wait_until, Vmm, ACCESS_PLATFORM, PATIENCE, VERSION_1};
 
 const OFFERED: FeatureSet = FeatureSet::of(&[
     Feature::VERSION_1,
@@ -185,8 +187,8 @@ fn bit_33_is_offered_and_goes_no_further() {
         ..GuestConfig::default()
     };
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket"));
-    let offered = vmm.features();
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    let offered = vmm.features().unwrap();
     assert_eq!(offered & ACCESS_PLATFORM, ACCESS_PLATFORM);
     assert_eq!(
         offered & (1 << 26),
@@ -195,7 +197,7 @@ fn bit_33_is_offered_and_goes_no_further() {
     );
     vmm.extra_features |= ACCESS_PLATFORM;
     vmm.queues = 2;
-    vmm.start(&guest, &config);
+    vmm.start(&guest, &config).unwrap();
     let device = opened.lock().unwrap()[0].clone();
     wait_until("the device runs", || device.lock().unwrap().running);
     let told = device.lock().unwrap();
@@ -218,14 +220,43 @@ fn every_guest_gets_a_device_of_its_own() {
     };
     for round in 0..3 {
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(dir.path().join("vhost.socket"));
-        vmm.start(&guest, &config);
+        let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+        vmm.start(&guest, &config).unwrap();
         let device = opened.lock().unwrap()[round].clone();
         assert!(device.lock().unwrap().running);
         drop(vmm);
         // Its connections end with it: vhost-vsock resets them when it is closed.
         wait_until("it is closed", || device.lock().unwrap().closed);
     }
+}
+
+#[test]
+fn only_a_guest_that_outlives_its_front_end_is_told_of_a_reset() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (_opened, _running) = start(&dir);
+    let config = GuestConfig {
+        cid: 7,
+        ..GuestConfig::default()
+    };
+    let guest = Guest::new(config.clone()).unwrap();
+    let told = || {
+        let used_index = guest.queues()[2].addresses.used.at(2);
+        let space = guest.space();
+        space.load_u16(used_index, Ordering::Acquire).unwrap()
+    };
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    assert_eq!(told(), 0, "a guest that has just booted");
+    drop(vmm);
+    // The rings of a guest that has been running for a while.
+    guest.reset(9).unwrap();
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    let event = guest.wait_event(PATIENCE).unwrap();
+    assert_eq!(event, Event::TRANSPORT_RESET);
+    vmm.stop().unwrap();
+    vmm.start_rings(&guest).unwrap();
+    assert_eq!(told(), 10, "once is enough");
 }
 
 #[test]
@@ -237,11 +268,11 @@ fn a_vm_that_pauses_keeps_its_device() {
         ..GuestConfig::default()
     };
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket"));
-    vmm.start(&guest, &config);
+    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    vmm.start(&guest, &config).unwrap();
     for _ in 0..3 {
-        assert_eq!(vmm.stop()[..2], [0, 0]);
-        vmm.start_rings(&guest);
+        assert_eq!(vmm.stop().unwrap()[..2], [0, 0]);
+        vmm.start_rings(&guest).unwrap();
     }
     assert_eq!(opened.lock().unwrap().len(), 1);
 }

@@ -2,6 +2,7 @@
 
 //! The cells: one thing each that must be so on a kernel, and what is expected.
 
+mod daemon;
 mod iotlb;
 mod life;
 mod modes;
@@ -114,6 +115,7 @@ pub fn all(host: &Host) -> Vec<Cell> {
         life::cells(host),
         iotlb::cells(host),
         plugin::cells(host),
+        daemon::cells(),
     ]
     .into_iter()
     .flatten()

@@ -54,6 +54,7 @@
 //!   than [`GuestConfig::timeout`];
 //! - [`raw`]: the rings by hand, for tests that break the rules;
 //! - [`config`]: what a guest is made of, what it reports;
+//! - `vhost_user`: the VMM's side of vhost-user (feature `vhost-user-frontend`);
 //! - [`check`]: data that can be verified wherever it arrives.
 //!
 //! GPA, HVA and bus address of a byte are three different numbers (in
@@ -77,6 +78,8 @@ pub mod ring;
 pub mod rng;
 mod split;
 mod stream;
+#[cfg(feature = "vhost-user-frontend")]
+pub mod vhost_user;
 
 pub use config::GuestConfig;
 pub use driver::{Guest, QueueSetup};

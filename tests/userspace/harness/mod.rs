@@ -3,7 +3,6 @@
 //! A whole VM for a test: device, VMM and guest, and host programs around it.
 
 mod device;
-mod vmm;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,7 +15,7 @@ use guest_driver::packet::{Header, Op};
 use guest_driver::{Guest, GuestConfig, SocketType};
 
 pub use device::Device;
-pub use vmm::{Vmm, ACCESS_PLATFORM, SEQPACKET, VERSION_1};
+pub use guest_driver::vhost_user::{Vmm, ACCESS_PLATFORM, SEQPACKET, VERSION_1};
 
 /// Longest that anything in a test waits: long, since the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,8 +59,8 @@ impl Vm {
         };
         guest(&mut config);
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket());
-        vmm.start(&guest, &config);
+        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        vmm.start(&guest, &config).unwrap();
         Self { guest, vmm, device }
     }
 
