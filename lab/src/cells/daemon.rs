@@ -20,23 +20,15 @@ use crate::daemon_rig::Daemon;
 use crate::host::{Programs, TIMEOUT};
 use crate::rig::fresh_cid;
 
-pub(super) fn cells() -> Vec<Cell> {
-    let cell = |name, mode, run| Cell {
-        name,
-        mode,
-        expected: WORKS,
-        run,
-    };
+pub(super) fn cells(host: &Host) -> Vec<Cell> {
     vec![
-        cell("daemon, backend kernel", Some(Mode::Off), |host| {
-            kernel(host, 0)
-        }),
-        cell(
+        host.cell("daemon, backend kernel", Mode::Off, |host| kernel(host, 0)),
+        host.cell(
             "daemon, backend kernel, frontend acks 33",
-            Some(Mode::Off),
+            Mode::Off,
             |host| kernel(host, ACCESS_PLATFORM),
         ),
-        cell("daemon, backend userspace", None, |_| userspace()),
+        host.any_mode("daemon, backend userspace", |_| userspace()),
     ]
 }
 

@@ -115,7 +115,7 @@ pub fn all(host: &Host) -> Vec<Cell> {
         life::cells(host),
         iotlb::cells(host),
         plugin::cells(host),
-        daemon::cells(),
+        daemon::cells(host),
     ]
     .into_iter()
     .flatten()
