@@ -161,6 +161,24 @@ fn auto_says_which_backend_it_has_chosen_and_why() {
 }
 
 #[test]
+fn the_log_begins_with_version_features_and_backend() {
+    let dir = TempDir::new().unwrap();
+    let (_, text) = end(start(&dir, &vm_arguments(&dir, &[3, 4])), libc::SIGTERM);
+    let first = text.lines().next().unwrap_or_default();
+    let expected = concat!("crosvm-vsock ", env!("CARGO_PKG_VERSION"), " with ");
+    assert!(first.contains(expected), "{text}");
+    assert!(first.contains("vhost-user; backend userspace"), "{text}");
+
+    let device = dir.path().join("none");
+    let settings = format!("socket=s,backend=kernel,device={}", device.display());
+    let (code, text) = run(&["--vm", &settings]);
+    assert_eq!(code, 1, "{text}");
+    let first = text.lines().next().unwrap_or_default();
+    let expected = format!("backend kernel through {} (kind unknown)", device.display());
+    assert!(first.contains(&expected), "{text}");
+}
+
+#[test]
 fn help_goes_to_stdout() {
     let output = daemon().arg("--help").output().unwrap();
     assert!(output.status.success());
