@@ -374,8 +374,8 @@ impl<P: DataPath> Front<P> {
 
     /// Stops the device, if it runs, and notes where.
     fn pause(&mut self) {
-        self.iotlb.forget_questions();
         if let Some(bases) = self.path.stop() {
+            self.iotlb.forget_questions();
             for (vring, base) in self.vrings.iter_mut().zip(bases) {
                 // A ring that has not run yet is where the front end says.
                 if let (true, Some(base)) = (vring.started, base) {
