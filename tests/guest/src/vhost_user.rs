@@ -19,6 +19,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusAddr;
+use crate::queues::Queue;
 use crate::{Guest, GuestConfig};
 
 /// VIRTIO_F_VERSION_1 (VIRTIO 1.2, 6).
@@ -176,6 +177,16 @@ impl Vmm {
             request("SET_VRING_ENABLE", front_end.set_vring_enable(index, true))?;
         }
         Ok(())
+    }
+
+    /// Has another event signalled for what is used in a queue, as a VMM does that masks
+    /// an interrupt.
+    pub fn set_call(&self, queue: Queue, call: impl AsFd) -> io::Result<()> {
+        let call = event_fd(call)?;
+        request(
+            "SET_VRING_CALL",
+            self.front_end.set_vring_call(queue as usize, &call),
+        )
     }
 
     /// All of a boot.
