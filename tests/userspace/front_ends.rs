@@ -239,7 +239,7 @@ fn a_call_event_is_swapped_while_the_device_runs() {
 }
 
 /// What was last used in the receive queue: it shows that a device was there.
-fn leave_traces(guest: &Guest) {
+pub fn leave_traces(guest: &Guest) {
     let queue = &guest.queues()[Queue::Rx as usize];
     let last = queue.addresses.used.at(4 + 8 * (u64::from(queue.size) - 1));
     guest
