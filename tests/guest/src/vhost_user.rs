@@ -100,7 +100,7 @@ impl Vmm {
             features |= INDIRECT;
         }
         expect(features & !offered == 0, || {
-            format!("features {features:#x} wanted, {offered:#x} offered")
+            format!("not offered: features {features:#x} wanted, {offered:#x} there")
         })?;
         features |= self.optional_features & offered;
         let protocol = request("GET_PROTOCOL_FEATURES", front_end.get_protocol_features())?;
