@@ -5,13 +5,16 @@
 //! The front end's address space is not ours: [`Front`](super::front::Front) has already
 //! turned its ring addresses into guest physical ones. Bit 33 is offered, as crosvm does
 //! for protected VMs, and goes no further than the shim: without IOTLB messages from the
-//! front end addresses are guest physical, so the mode is `off` on every kernel.
+//! front end addresses are guest physical, so the mode is `off` on every kernel, or what
+//! [`KernelPath::with_addressing`] was told. `management` holds what else may be asked.
 //!
 //! A guest that goes for good takes its connections with it, which vhost-vsock does
 //! when its descriptor closes: the device is opened anew for the next guest.
 //!
 //! A guest that outlives its front end is told that its connections are gone, in the event
 //! queue. Limits: QEMU keeps that queue to itself; such a guest learns of it by RST.
+
+mod management;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -27,9 +30,10 @@ use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
 use crate::kernel::{
-    self, Addressing, Error, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
+    self, Addressing, Error, Failure, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
 };
 use crate::path::{Activation, DataPath, Queue, EVENT, PATH_KINDS, QUEUES, RX, TX};
+use crate::watchers::{Event, Watchers};
 
 /// What the monitor watches; the slot is a number in its list.
 const MONITOR: u8 = PATH_KINDS;
@@ -53,6 +57,12 @@ pub struct KernelPath {
     events: Option<EventQueue>,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
+    addressing: Addressing,
+    /// A queue was given up.
+    broken: bool,
+    resets: u64,
+    denials: u64,
+    watchers: Arc<Watchers>,
     epoll: Arc<Epoll>,
 }
 
@@ -80,8 +90,20 @@ impl KernelPath {
             monitor: None,
             events: None,
             reset_event: false,
+            addressing: Addressing::Off,
+            broken: false,
+            resets: 0,
+            denials: 0,
+            watchers: Arc::default(),
             epoll,
         })
+    }
+
+    /// The same with another way to reach guest memory: off is the default, and a vIOMMU
+    /// there is none.
+    pub fn with_addressing(mut self, addressing: Addressing) -> Self {
+        self.addressing = addressing;
+        self
     }
 
     fn start(&mut self, activation: &Activation) -> Result<Monitor, Error> {
@@ -90,8 +112,11 @@ impl KernelPath {
             cid: self.cid,
             vm: Vm::Protected,
             acked: activation.features,
-            iotlb_bit: IotlbBit::NONE,
-            addressing: Addressing::Off,
+            iotlb_bit: match self.addressing.mode().wants_iotlb() {
+                true => IotlbBit::default(),
+                false => IotlbBit::NONE,
+            },
+            addressing: self.addressing.clone(),
             messages: MessageFormat::V1,
             memory: activation.memory.map().clone(),
             queues: [setup(rx, QueueIndex::Rx)?, setup(tx, QueueIndex::Tx)?],
@@ -117,6 +142,8 @@ impl KernelPath {
         self.stop();
         self.device = opened(&self.open)?;
         self.activation = None;
+        self.broken = false;
+        self.resets += 1;
         Ok(())
     }
 }
@@ -193,6 +220,7 @@ impl DataPath for KernelPath {
             info!("vm {cid}: the driver is there, features: {features}");
         }
         self.monitor = Some(monitor);
+        self.broken = false;
         self.events = events;
         self.activation = Some(activation);
         if watched.is_err() {
@@ -280,8 +308,14 @@ impl DataPath for KernelPath {
 
     fn event(&mut self, token: Token, _interest: Interest) {
         if let (MONITOR, Some(monitor)) = (token.kind, &mut self.monitor) {
-            // Logged there; vhost-user has no way to say more.
-            drop(monitor.handle());
+            // Logged there; vhost-user has no way to say more, the watchers have.
+            for failure in monitor.handle() {
+                self.broken = true;
+                if let Failure::Denied(denial) = failure {
+                    self.denials += 1;
+                    self.watchers.tell(|| Event::Denied(denial));
+                }
+            }
         }
         if token == EVENT_KICK {
             self.report_reset();
