@@ -11,6 +11,7 @@
 
 mod accel;
 mod apt;
+mod bench;
 mod cache;
 mod demo;
 mod image;
@@ -23,6 +24,7 @@ mod packages;
 mod process;
 mod protocol;
 mod qemu;
+mod rival;
 mod split;
 mod table;
 mod test;
@@ -56,6 +58,8 @@ enum Task {
     Demo,
     /// Runs every check of the project, the lab included.
     Test,
+    /// Measures the daemon's speed beside its rival's.
+    Bench(bench::Options),
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
         Task::Kernels(options) => run_kernels(&options),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
+        Task::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
