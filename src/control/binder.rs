@@ -71,18 +71,18 @@ mod rs {
     flatten!(generated::android::system::vsock);
 
     /// A service that clients can reach.
-    pub fn service(inner: impl VsockService + Send + Sync + 'static) -> Strong<dyn VsockService> {
+    pub fn service(inner: impl VsockService + Sync + 'static) -> Strong<dyn VsockService> {
         BnVsockService::new_binder(inner)
     }
 
     /// A device that clients can be given.
-    pub fn device(inner: impl VsockDevice + Send + Sync + 'static) -> Strong<dyn VsockDevice> {
+    pub fn device(inner: impl VsockDevice + Sync + 'static) -> Strong<dyn VsockDevice> {
         BnVsockDevice::new_binder(inner)
     }
 
     /// A callback that a device can be given.
     pub fn callback(
-        inner: impl VsockDeviceCallback + Send + Sync + 'static,
+        inner: impl VsockDeviceCallback + Sync + 'static,
     ) -> Strong<dyn VsockDeviceCallback> {
         BnVsockDeviceCallback::new_binder(inner)
     }
@@ -169,9 +169,10 @@ mod rs {
         }
     }
 
-    /// A client's way to a server; it ends when dropped.
+    /// A client's way to a server. It ends with the last object that came that way, but
+    /// one for callbacks ends when this is dropped: its threads would hold it open.
     pub struct Session {
-        session: RpcSession,
+        callbacks: Option<RpcSession>,
         /// The server's root object.
         pub service: Strong<dyn VsockService>,
     }
@@ -204,7 +205,10 @@ mod rs {
             };
             let service = session.get_root().and_then(FromIBinder::try_from);
             match service {
-                Ok(service) => Ok(Self { session, service }),
+                Ok(service) => Ok(Self {
+                    callbacks: callbacks.then_some(session),
+                    service,
+                }),
                 Err(status) => {
                     session.close_session();
                     Err(failed(status))
@@ -215,7 +219,9 @@ mod rs {
 
     impl Drop for Session {
         fn drop(&mut self) {
-            self.session.close_session();
+            if let Some(session) = &self.callbacks {
+                session.close_session();
+            }
         }
     }
 }
@@ -234,18 +240,18 @@ mod soong {
     flatten!(android_system_vsock::aidl::android::system::vsock);
 
     /// A service that clients can reach.
-    pub fn service(inner: impl VsockService + Send + Sync + 'static) -> Strong<dyn VsockService> {
+    pub fn service(inner: impl VsockService + Sync + 'static) -> Strong<dyn VsockService> {
         BnVsockService::new_binder(inner, BinderFeatures::default())
     }
 
     /// A device that clients can be given.
-    pub fn device(inner: impl VsockDevice + Send + Sync + 'static) -> Strong<dyn VsockDevice> {
+    pub fn device(inner: impl VsockDevice + Sync + 'static) -> Strong<dyn VsockDevice> {
         BnVsockDevice::new_binder(inner, BinderFeatures::default())
     }
 
     /// A callback that a device can be given.
     pub fn callback(
-        inner: impl VsockDeviceCallback + Send + Sync + 'static,
+        inner: impl VsockDeviceCallback + Sync + 'static,
     ) -> Strong<dyn VsockDeviceCallback> {
         BnVsockDeviceCallback::new_binder(inner, BinderFeatures::default())
     }
@@ -303,7 +309,7 @@ mod soong {
         }
     }
 
-    /// A client's way to a server; it ends when dropped.
+    /// A client's way to a server. It ends with the last object that came that way.
     pub struct Session {
         /// The server's root object.
         pub service: Strong<dyn VsockService>,

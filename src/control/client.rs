@@ -60,7 +60,7 @@ impl From<Status> for ClientError {
     }
 }
 
-/// A client; it hangs up when dropped.
+/// A client. One that is to be called back hangs up when dropped.
 pub struct Client(Session);
 
 impl Client {
