@@ -5,6 +5,7 @@
 //! `@reply` with a [`Reply`] for each request, in any order. Anything else on the line is
 //! somebody else's.
 
+use std::fmt;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -208,6 +209,14 @@ pub struct Failure {
     /// For people.
     pub text: String,
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Failure {}
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
