@@ -9,11 +9,13 @@
 //! path fast: one loop for queues and sockets alike, and one publication a batch.
 //!
 //! - [`front`]: requests, and what they add up to;
+//! - `iotlb`: the messages of a VMM with a vIOMMU;
 //! - [`kernel_path`]: `/dev/vhost-vsock` as such a data path; `event_queue`: the queue that
 //!   vhost-vsock leaves to others;
 //! - [`worker`]: a VM's thread: the socket, the event loop, the data path's turns.
 
 mod event_queue;
 pub mod front;
+mod iotlb;
 pub mod kernel_path;
 pub mod worker;

@@ -23,6 +23,7 @@ use log::{debug, error, info};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::front::Front;
+use super::iotlb::{Request, HEADER, IOTLB_MSG, SET_BACKEND_REQ_FD};
 use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
 use crate::path::{DataPath, PATH_KINDS};
@@ -44,11 +45,8 @@ const MOST_EVENTS: usize = 256;
 /// Requests handled before the data path gets its turn.
 const MOST_REQUESTS: usize = 64;
 
-/// Size of a vhost-user message's header: request, flags, size of the rest.
-const MESSAGE_HEADER: usize = 12;
-
 /// The longest message of the protocol as `vhost` has it (`MAX_MSG_SIZE`).
-const MOST_MESSAGE: usize = MESSAGE_HEADER + 0x1000;
+const MOST_MESSAGE: usize = HEADER + 0x1000;
 
 struct FrontEnd<P: DataPath> {
     handler: BackendReqHandler<Mutex<Front<P>>>,
@@ -85,7 +83,8 @@ pub struct Worker<P: DataPath> {
 
 /// What of a message has arrived.
 enum Arrival {
-    Complete,
+    /// All of it, with this request code.
+    Complete(u32),
     Partial,
     Gone,
 }
@@ -98,16 +97,37 @@ fn look(socket: &UnixStream) -> Arrival {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Arrival::Partial,
         Err(_) => return Arrival::Gone,
     };
-    if len < MESSAGE_HEADER {
+    if len < HEADER {
         return Arrival::Partial;
     }
-    let rest = u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+    let field = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let (request, rest) = (field(0), field(8) as usize);
     // A message that is too long is complete in the sense that it can be refused.
-    if len >= MESSAGE_HEADER + rest || rest > MOST_MESSAGE - MESSAGE_HEADER {
-        Arrival::Complete
+    if len >= HEADER + rest || rest > MOST_MESSAGE - HEADER {
+        Arrival::Complete(request)
     } else {
         Arrival::Partial
     }
+}
+
+/// Handles a request of those that `vhost` does not know.
+fn iotlb_request<P: DataPath>(
+    socket: &UnixStream,
+    front: &Mutex<Front<P>>,
+    name: &str,
+) -> io::Result<()> {
+    let mut request = Request::receive(socket)?;
+    let accepted = match request.message() {
+        Ok(message) => {
+            let mut front = front.lock().unwrap_or_else(PoisonError::into_inner);
+            front.iotlb_message(message).is_ok()
+        }
+        Err(error) => {
+            error!("{name}: {error}");
+            false
+        }
+    };
+    request.reply(socket, accepted)
 }
 
 fn peek(socket: &UnixStream, out: &mut [u8]) -> io::Result<usize> {
@@ -204,7 +224,12 @@ impl<P: DataPath> Worker<P> {
             if heard || self.front_end.is_none() {
                 self.choose();
             }
-            timeout = self.front().path.turn(Instant::now());
+            timeout = {
+                let mut front = self.front();
+                let timeout = front.path.turn(Instant::now());
+                front.ask();
+                timeout
+            };
             if self.front_end.as_ref().is_some_and(|f| f.unread) {
                 timeout = Some(std::time::Duration::ZERO);
             }
@@ -242,7 +267,7 @@ impl<P: DataPath> Worker<P> {
         if self.front_end.is_some() {
             return;
         }
-        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete);
+        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete(_));
         let Some(place) = self.candidates.iter().position(speaks) else {
             return;
         };
@@ -280,7 +305,14 @@ impl<P: DataPath> Worker<P> {
                     info!("{}: the front end has left", self.name);
                     return self.part();
                 }
-                Arrival::Complete => {
+                Arrival::Complete(IOTLB_MSG | SET_BACKEND_REQ_FD) => {
+                    let socket = &front_end.socket;
+                    if let Err(error) = iotlb_request(socket, &self.front, &self.name) {
+                        error!("{}: the front end is hung up on: {error}", self.name);
+                        return self.part();
+                    }
+                }
+                Arrival::Complete(_) => {
                     if let Err(error) = front_end.handler.handle_request() {
                         error!("{}: the front end is hung up on: {error}", self.name);
                         return self.part();

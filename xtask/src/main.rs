@@ -11,6 +11,7 @@
 
 mod accel;
 mod apt;
+mod bench;
 mod cache;
 mod demo;
 mod guests;
@@ -24,6 +25,7 @@ mod packages;
 mod process;
 mod protocol;
 mod qemu;
+mod rival;
 mod split;
 mod table;
 mod test;
@@ -59,6 +61,8 @@ enum Task {
     Demo,
     /// Runs every check of the project, the lab included.
     Test,
+    /// Measures the daemon's speed beside its rival's.
+    Bench(bench::Options),
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +106,7 @@ fn main() -> ExitCode {
         Task::Guests(options) => guests::run(&options),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
+        Task::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
