@@ -124,63 +124,17 @@ fn host_calls(stage: &mut Stage) -> Result<String> {
 /// A connection with data in both directions, one after the other and at once.
 fn conversation(stage: &mut Stage, from: Side) -> Result<String> {
     let connection = stage.connect(from, Kind::Stream)?;
-    transfer(stage, connection, Side::Guest, MIB)?;
-    transfer(stage, connection, Side::Host, MIB)?;
-    exchange(stage, connection, MIB)?;
+    stage.transfer(connection, Side::Guest, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
+    stage.exchange(connection, MIB)?;
     stage.close(connection)?;
     Ok(WORKS.to_owned())
-}
-
-fn other(side: Side) -> Side {
-    match side {
-        Side::Host => Side::Guest,
-        Side::Guest => Side::Host,
-    }
-}
-
-/// Sends from one side; what arrives at the other must be the same.
-fn transfer(stage: &mut Stage, connection: Connection, from: Side, bytes: u64) -> Result<()> {
-    let to = other(from);
-    let receiving = stage.peer(to).start(Command::Receive {
-        socket: connection.of(to),
-        bytes: Some(bytes),
-    })?;
-    let sent = stage.peer(from).send(connection.of(from), bytes, bytes)?;
-    let received = stage.peer(to).finish_moved(receiving)?;
-    ensure!(sent == received, "sent {sent:?}, received {received:?}");
-    Ok(())
-}
-
-/// Both sides send at once.
-fn exchange(stage: &mut Stage, connection: Connection, bytes: u64) -> Result<()> {
-    let mut tickets = Vec::new();
-    for (side, seed) in [(Side::Host, 1), (Side::Guest, 2)] {
-        let socket = connection.of(side);
-        let peer = stage.peer(side);
-        let receiving = peer.start(Command::Receive {
-            socket,
-            bytes: Some(bytes),
-        })?;
-        let sending = peer.start(Command::Send {
-            socket,
-            bytes,
-            seed,
-        })?;
-        tickets.push((side, receiving, sending));
-    }
-    let (mut sent, mut received) = (Vec::new(), Vec::new());
-    for (side, receiving, sending) in tickets {
-        sent.push(stage.peer(side).finish_moved(sending)?);
-        received.insert(0, stage.peer(side).finish_moved(receiving)?);
-    }
-    ensure!(sent == received, "sent {sent:?}, received {received:?}");
-    Ok(())
 }
 
 fn volume(stage: &mut Stage) -> Result<String> {
     const VOLUME: u64 = 64 * MIB;
     let connection = stage.connect(Side::Guest, Kind::Stream)?;
-    exchange(stage, connection, VOLUME)?;
+    stage.exchange(connection, VOLUME)?;
     stage.close(connection)?;
     Ok(WORKS.to_owned())
 }
@@ -208,7 +162,7 @@ fn errno(error: &anyhow::Error) -> Option<i32> {
 /// One side has no more to say and still listens, in both orders.
 fn half_close(stage: &mut Stage) -> Result<String> {
     for first in [Side::Guest, Side::Host] {
-        let last = other(first);
+        let last = first.other();
         let connection = stage.connect(first, Kind::Stream)?;
         for (from, to) in [(first, last), (last, first)] {
             let receiving = stage.peer(to).start(Command::Receive {
@@ -234,7 +188,9 @@ fn crowds(stage: &mut Stage) -> Result<String> {
     for from in [Side::Guest, Side::Host] {
         let port = stage.port();
         let kind = Kind::Stream;
-        stage.peer(other(from)).call(Command::Echo { port, kind })?;
+        stage
+            .peer(from.other())
+            .call(Command::Echo { port, kind })?;
         stage.peer(from).call(Command::Crowd {
             port,
             connections: CONNECTIONS,
@@ -254,9 +210,9 @@ fn messages(stage: &mut Stage) -> Result<String> {
             }
             Err(error) => return Err(error),
         };
-        for side in [from, other(from)] {
+        for side in [from, from.other()] {
             let sizes = vec![1, 7, 4096, 65536, 100, 200_000, 2];
-            let to = other(side);
+            let to = side.other();
             let receiving = stage.peer(to).start(Command::ReceiveMessages {
                 socket: connection.of(to),
                 count: sizes.len(),
@@ -282,7 +238,7 @@ fn paused(stage: &mut Stage) -> Result<String> {
     let idle = stage.connect(Side::Host, Kind::Stream)?;
     let busy = stage.connect(Side::Guest, Kind::Stream)?;
     for from in [Side::Guest, Side::Host] {
-        let to = other(from);
+        let to = from.other();
         let receiving = stage.peer(to).start(Command::Receive {
             socket: busy.of(to),
             bytes: Some(VOLUME),
@@ -300,7 +256,9 @@ fn paused(stage: &mut Stage) -> Result<String> {
         let received = stage.peer(to).finish_moved(receiving)?;
         ensure!(sent == received, "sent {sent:?}, received {received:?}");
     }
-    exchange(stage, idle, MIB).context("on the connection that was idle meanwhile")?;
+    stage
+        .exchange(idle, MIB)
+        .context("on the connection that was idle meanwhile")?;
     stage.close(busy)?;
     stage.close(idle)?;
     Ok(WORKS.to_owned())
@@ -309,7 +267,7 @@ fn paused(stage: &mut Stage) -> Result<String> {
 /// The host's programs see the end of their connections, and the guest is there again.
 fn guest_reboots(stage: &mut Stage) -> Result<String> {
     let connection = stage.connect(Side::Host, Kind::Stream)?;
-    transfer(stage, connection, Side::Host, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
     let acked = stage.about.acked;
     stage.reboot_guest()?;
     ended(stage, connection)?;
@@ -337,7 +295,7 @@ fn ended(stage: &mut Stage, connection: Connection) -> Result<()> {
 /// The VMM goes without a word and comes back: the daemon serves the next one.
 fn vmm_restarts(stage: &mut Stage) -> Result<String> {
     let connection = stage.connect(Side::Host, Kind::Stream)?;
-    transfer(stage, connection, Side::Host, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
     stage.restart_vmm()?;
     ended(stage, connection)?;
     for from in [Side::Guest, Side::Host] {
@@ -350,7 +308,7 @@ fn vmm_restarts(stage: &mut Stage) -> Result<String> {
 /// vhost-user-vsock does not reconnect.
 fn daemon_restarts(stage: &mut Stage) -> Result<String> {
     let connection = stage.connect(Side::Host, Kind::Stream)?;
-    transfer(stage, connection, Side::Host, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
     stage.restart_daemon()?;
     ended(stage, connection)?;
     stage.guest.about().context("the guest does not go on")?;

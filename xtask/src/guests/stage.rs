@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use guest_agent::protocol::{About, Answer, Command, Handle, Kind};
 use guest_agent::sockets::Place;
-use tempfile::TempDir;
 
 use super::daemon::{Daemon, Settings};
 use super::machine::{Guest, NestedHost, Qemu};
@@ -22,6 +21,7 @@ use super::peer::Peer;
 use super::qmp::Monitor;
 use super::setting::{Backend, Setting};
 use super::workshop::{Workshop, INNER};
+use crate::interrupt::Unfinished;
 use crate::process::tail;
 
 /// The guest's CID, here as in every nested host.
@@ -42,6 +42,16 @@ pub enum Side {
     Host,
     /// Programs of the guest.
     Guest,
+}
+
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Host => Self::Guest,
+            Self::Guest => Self::Host,
+        }
+    }
 }
 
 /// Everything that is up. Dropped, it ends in the order of its fields.
@@ -66,7 +76,7 @@ pub struct Stage {
     monitor: Option<PathBuf>,
     boot: Duration,
     next_port: u32,
-    _sockets: TempDir,
+    sockets: Unfinished,
 }
 
 /// What is written while a stage is up.
@@ -111,7 +121,7 @@ impl Stage {
     fn here(
         workshop: &mut Workshop,
         setting: Setting,
-        sockets: TempDir,
+        sockets: Unfinished,
         logs: Logs,
     ) -> Result<Self> {
         let files = workshop.guest(&setting.guest)?;
@@ -162,14 +172,14 @@ impl Stage {
             monitor: Some(monitor),
             boot,
             next_port: FIRST_PORT,
-            _sockets: sockets,
+            sockets,
         })
     }
 
     fn nested(
         workshop: &mut Workshop,
         setting: Setting,
-        sockets: TempDir,
+        sockets: Unfinished,
         logs: Logs,
     ) -> Result<Self> {
         let files = workshop.nested_host(&setting)?;
@@ -245,7 +255,7 @@ impl Stage {
             monitor: None,
             boot,
             next_port: FIRST_PORT,
-            _sockets: sockets,
+            sockets,
         })
     }
 
@@ -261,6 +271,27 @@ impl Stage {
     pub fn port(&mut self) -> u32 {
         self.next_port += 1;
         self.next_port
+    }
+
+    /// The port of the last connection.
+    pub fn last_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// A path for a file that lives as long as this.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.sockets.path().join(name)
+    }
+
+    /// The daemon's command line.
+    pub fn daemon_command(&self) -> String {
+        format!("crosvm-vsock {}", self.settings.arguments().join(" "))
+    }
+
+    /// The directory of the logs.
+    pub fn log_place(&self) -> String {
+        let place = self.logs.console.parent();
+        place.unwrap_or(Path::new(".")).display().to_string()
     }
 
     /// A connection that `from` opens: its socket in the host, and in the guest.
@@ -293,6 +324,51 @@ impl Stage {
     pub fn close(&mut self, connection: Connection) -> Result<()> {
         self.host.close(connection.host)?;
         self.guest.close(connection.guest)
+    }
+
+    /// Sends from one side; what arrives at the other must be the same.
+    ///
+    /// # Errors
+    /// When it is not, or does not arrive.
+    pub fn transfer(&mut self, connection: Connection, from: Side, bytes: u64) -> Result<()> {
+        let to = from.other();
+        let receiving = self.peer(to).start(Command::Receive {
+            socket: connection.of(to),
+            bytes: Some(bytes),
+        })?;
+        let sent = self.peer(from).send(connection.of(from), bytes, bytes)?;
+        let received = self.peer(to).finish_moved(receiving)?;
+        ensure!(sent == received, "sent {sent:?}, received {received:?}");
+        Ok(())
+    }
+
+    /// Both sides send at once.
+    ///
+    /// # Errors
+    /// As [`Self::transfer`].
+    pub fn exchange(&mut self, connection: Connection, bytes: u64) -> Result<()> {
+        let mut tickets = Vec::new();
+        for (side, seed) in [(Side::Host, 1), (Side::Guest, 2)] {
+            let socket = connection.of(side);
+            let peer = self.peer(side);
+            let receiving = peer.start(Command::Receive {
+                socket,
+                bytes: Some(bytes),
+            })?;
+            let sending = peer.start(Command::Send {
+                socket,
+                bytes,
+                seed,
+            })?;
+            tickets.push((side, receiving, sending));
+        }
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for (side, receiving, sending) in tickets {
+            sent.push(self.peer(side).finish_moved(sending)?);
+            received.insert(0, self.peer(side).finish_moved(receiving)?);
+        }
+        ensure!(sent == received, "sent {sent:?}, received {received:?}");
+        Ok(())
     }
 
     /// Boots the guest again and waits for it.

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, Context, Result};
-use tempfile::TempDir;
 
 use super::setting::Setting;
 use crate::accel;
 use crate::cache::Cache;
 use crate::image::{Image, Purpose};
 use crate::initramfs::Archive;
+use crate::interrupt::Unfinished;
 use crate::kernels::Kernel;
 use crate::lab::{build_static, target_directory};
 use crate::packages::{self, Need};
@@ -133,14 +133,15 @@ impl Workshop {
         &self.versions
     }
 
-    /// A short path for sockets, removed when dropped.
+    /// A directory with a short path, for sockets.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn sockets(&self) -> Result<TempDir> {
+    pub fn sockets(&self) -> Result<Unfinished> {
         tempfile::Builder::new()
             .prefix("crosvm-vsock-")
             .tempdir()
+            .map(Unfinished::new)
             .context("cannot make a directory for sockets")
     }
 
