@@ -28,15 +28,16 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 /// When signals cannot be waited for.
 pub fn install() -> Result<()> {
     ctrlc::set_handler(|| {
-        remove_all();
+        remove_below(Path::new("/"));
         eprintln!("\ninterrupted: nothing is left running");
         process::exit(INTERRUPTED);
     })
     .context("cannot wait for Ctrl-C")
 }
 
-fn remove_all() {
-    for path in unfinished().iter() {
+/// Removes what is unfinished below a directory.
+fn remove_below(place: &Path) {
+    for path in unfinished().iter().filter(|path| path.starts_with(place)) {
         // What cannot be removed now is swept by a later run.
         let _ = fs::remove_dir_all(path);
     }
@@ -93,7 +94,7 @@ mod tests {
         drop(dropped);
         assert!(!was.exists());
         fs::write(open.path().join("half"), "x").unwrap();
-        remove_all();
+        remove_below(place.path());
         assert!(kept.exists());
         assert!(!open.path().exists());
     }
