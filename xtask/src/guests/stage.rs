@@ -115,7 +115,11 @@ impl Stage {
             None => Self::here(workshop, setting, sockets, logs.clone()),
             Some(_) => Self::nested(workshop, setting, sockets, logs.clone()),
         };
-        opened.map_err(|error| error.context(last_words(&logs)))
+        opened.map_err(|error| match last_words(&logs) {
+            // Nothing was started yet.
+            words if words.is_empty() => error,
+            words => error.context(words),
+        })
     }
 
     fn here(

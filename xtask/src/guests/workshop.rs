@@ -181,10 +181,7 @@ impl Workshop {
         let image = self.image(&kernel, Purpose::Host)?;
         let mut cargo = Cargo::into(image.archive(&self.agent)?);
         cargo.program(INNER.daemon, &self.daemon)?;
-        cargo.program(INNER.qemu, &in_path(qemu::PROGRAM)?)?;
-        for library in libraries(&in_path(qemu::PROGRAM)?)? {
-            cargo.program(&library, Path::new(&library))?;
-        }
+        cargo.program_with_libraries(INNER.qemu, &in_path(qemu::PROGRAM)?)?;
         for name in FIRMWARE {
             let place = FIRMWARE_PLACES
                 .iter()
@@ -235,6 +232,15 @@ impl Cargo {
     fn program(&mut self, path: &str, from: &Path) -> Result<()> {
         let name = self.make_way(path)?;
         self.archive.program(&name, &read(from)?)
+    }
+
+    /// A program of this machine, with the libraries it needs where it looks for them.
+    fn program_with_libraries(&mut self, path: &str, from: &Path) -> Result<()> {
+        self.program(path, from)?;
+        for library in libraries(from)? {
+            self.program(&library, Path::new(&library))?;
+        }
+        Ok(())
     }
 
     fn file(&mut self, path: &str, from: &Path) -> Result<()> {
