@@ -69,7 +69,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let rows = choose(&options.rows)?;
     if options.list {
         settings.iter().for_each(|setting| println!("{setting}"));
-        rows.iter().for_each(|row| println!("  {}", row.name));
+        rows.iter()
+            .for_each(|row| println!("  {}: {}", row.name, row.what));
         return Ok(true);
     }
     let mut workshop = Workshop::open(options.refresh)?;

@@ -31,6 +31,8 @@ const ENODEV: i32 = 19;
 pub struct Row {
     /// Its name.
     pub name: &'static str,
+    /// What is done, in a sentence for the documentation.
+    pub what: &'static str,
     /// What is to come out; `None`: there is no such row for this setting.
     pub expected: fn(&Setting) -> Option<&'static str>,
     /// What does it.
@@ -43,9 +45,11 @@ const fn row(
     name: &'static str,
     expected: fn(&Setting) -> Option<&'static str>,
     run: fn(&mut Stage) -> Result<String>,
+    what: &'static str,
 ) -> Row {
     Row {
         name,
+        what,
         expected,
         run,
         short: false,
@@ -59,18 +63,31 @@ const fn short(row: Row) -> Row {
 /// All rows, in the order in which they run.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    short(row("bit 33",                  negotiation, negotiated)),
-    short(row("the guest calls",         works,       guest_calls)),
-    short(row("the host calls",          works,       host_calls)),
-    short(row("a port without listener", works,       refused)),
-    short(row("half-close",              works,       half_close)),
-    row("64 MiB each way",               works,       volume),
-    row("500 connections each way",      works,       crowds),
-    short(row("sequenced packets",       seqpacket,   messages)),
-    row("pause and resume",              here,        paused),
-    row("the guest boots again",         works,       guest_reboots),
-    row("the VMM restarts",              here,        vmm_restarts),
-    row("the daemon restarts, then the VMM", here,    daemon_restarts),
+    short(row("bit 33", negotiation, negotiated,
+        "What the guest's kernel has acknowledged of VIRTIO_F_ACCESS_PLATFORM. QEMU tells the daemon of it only behind a vIOMMU.")),
+    short(row("the guest calls", works, guest_calls,
+        "A connection from the guest to a program of the host, data in both directions, one after the other and at once.")),
+    short(row("the host calls", works, host_calls,
+        "The same from the host to a program of the guest.")),
+    short(row("a port without listener", works, refused,
+        "Whoever calls hears of a reset at once, on either side.")),
+    short(row("half-close", works, half_close,
+        "One side closes its sending half; the other one's data still arrives, whole. In both orders.")),
+    row("64 MiB each way", works, volume,
+        "At once on one connection, with checksums."),
+    row("500 connections each way", here, crowds,
+        "Open at the same time, each with data that must come back."),
+    short(row("sequenced packets", seqpacket, messages,
+        "SOCK_SEQPACKET: messages of 1 byte to 200000 keep their boundaries. Linux has it since 5.14.")),
+    row("pause and resume", here, paused,
+        "QEMU's stop and cont in the middle of a transfer: nothing is lost, and no connection ends."),
+    row("the guest boots again", works, guest_reboots,
+        "The host's programs see their connections end; the guest is served again."),
+    row("the VMM restarts", here, vmm_restarts,
+        "It goes without a word: the host's programs see their connections end; the next VMM is served."),
+    row("the daemon restarts, then the VMM", here, daemon_restarts,
+        "SIGTERM, and another daemon: the host's programs see their connections end and the guest goes on, but without \
+         sockets, since QEMU's vhost-user-vsock does not reconnect; the next VMM is served."),
 ];
 
 fn works(_: &Setting) -> Option<&'static str> {

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::rows::ROWS;
 use super::setting::Setting;
 
 /// A row that was run.
@@ -155,6 +156,10 @@ pub fn page(columns: &[Column], made: &Made) -> String {
     let _ = writeln!(text, "| kernel | Debian's version |\n|---|---|");
     for (name, version) in &made.kernels {
         let _ = writeln!(text, "| {name} | {version} |");
+    }
+    let _ = writeln!(text, "\n## What is done\n\n| row | |\n|---|---|");
+    for row in ROWS {
+        let _ = writeln!(text, "| {} | {} |", row.name, row.what);
     }
     for (here, title) in [
         (true, "Guests, through the userspace path of this machine"),
