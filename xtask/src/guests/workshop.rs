@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What machines are made from: programs that were built, kernels, initramfs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ pub struct Workshop {
     directory: PathBuf,
     accel: Option<Accel>,
     refresh: bool,
-    versions: Vec<(&'static str, String)>,
+    versions: BTreeMap<&'static str, String>,
 }
 
 impl Workshop {
@@ -114,7 +114,7 @@ impl Workshop {
             directory,
             accel: None,
             refresh,
-            versions: Vec::new(),
+            versions: BTreeMap::new(),
         })
     }
 
@@ -128,9 +128,10 @@ impl Workshop {
         &self.daemon
     }
 
-    /// The versions of the kernels used so far, by the table's names.
-    pub fn versions(&self) -> &[(&'static str, String)] {
-        &self.versions
+    /// Debian's version of a kernel that was used.
+    pub fn version(&self, kernel: &Kernel) -> String {
+        let known = self.versions.get(kernel.name);
+        known.map_or("?", String::as_str).to_owned()
     }
 
     /// A directory with a short path, for sockets.
@@ -197,10 +198,8 @@ impl Workshop {
 
     fn image(&mut self, kernel: &Kernel, purpose: Purpose) -> Result<Image> {
         let image = Image::prepare(kernel, purpose, &self.cache, self.refresh)?;
-        if !self.versions.iter().any(|(name, _)| *name == kernel.name) {
-            self.versions
-                .push((kernel.name, image.version().to_owned()));
-        }
+        let version = image.version().to_owned();
+        self.versions.insert(kernel.name, version);
         Ok(image)
     }
 
