@@ -64,6 +64,14 @@ impl Column<'_> {
         self.found[0]
     }
 
+    /// The three lines of its head.
+    fn head(&self) -> [String; 3] {
+        let first = self.first();
+        let offered = if first.platform_access { "yes" } else { "no" };
+        let host = format!("{} ({})", first.host, first.backend);
+        [first.guest.clone(), host, offered.to_owned()]
+    }
+
     fn mark(&self, row: &str) -> String {
         match self.found.iter().find(|found| found.row == row) {
             None => "-".to_owned(),
@@ -96,18 +104,9 @@ pub fn render(all: &[Found]) -> String {
     let mut text = String::new();
     for columns in columns(all).chunks(ABREAST) {
         let mut lines: Vec<Vec<String>> = Vec::new();
-        let heads: [(&str, fn(&Found) -> String); 3] = [
-            ("guest", |found| found.guest.clone()),
-            ("host", |found| {
-                format!("{} ({})", found.host, found.backend)
-            }),
-            ("bit 33 offered", |found| {
-                if found.platform_access { "yes" } else { "no" }.to_owned()
-            }),
-        ];
-        for (name, head) in heads {
-            let mut line = vec![name.to_owned()];
-            line.extend(columns.iter().map(|column| head(column.first())));
+        for (number, name) in ["guest", "host", "bit 33 offered"].iter().enumerate() {
+            let mut line = vec![(*name).to_owned()];
+            line.extend(columns.iter().map(|column| column.head()[number].clone()));
             lines.push(line);
         }
         for row in rows(columns) {
