@@ -14,6 +14,7 @@ mod apt;
 mod bench;
 mod cache;
 mod demo;
+mod guests;
 mod image;
 mod initramfs;
 mod kernels;
@@ -54,6 +55,8 @@ struct Cli {
 enum Task {
     /// Runs the device on real kernels, under QEMU.
     Kernels(Kernels),
+    /// Runs real Linux guests against the daemon, under QEMU.
+    Guests(guests::Options),
     /// Tells the story of one bit with two meanings, in a booted kernel.
     Demo,
     /// Runs every check of the project, the lab included.
@@ -100,6 +103,7 @@ enum Mode {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Kernels(options) => run_kernels(&options),
+        Task::Guests(options) => guests::run(&options),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Bench(options) => bench::run(&options),

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rows of the matrix: what a guest and its host do with each other.
+//!
+//! A row is a function and a line in [`ROWS`]. The function gets a stage where everything
+//! is up, and leaves it so; what it returns is held against what the line expects.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{bail, ensure, Context, Result};
+use guest_agent::protocol::{Command, Failure, Kind};
+
+use super::setting::Setting;
+use super::stage::{Connection, Side, Stage};
+
+/// What most rows come to.
+pub const WORKS: &str = "works";
+/// Of a socket that a kernel does not have.
+const NO_SUCH_SOCKET: &str = "not in this kernel";
+/// Bit 33 of the features, `VIRTIO_F_ACCESS_PLATFORM` (VIRTIO 1.2, 6).
+pub const ACCESS_PLATFORM: u64 = 1 << 33;
+
+const MIB: u64 = 1 << 20;
+/// Linux's numbers, since the agents are Linux's.
+const ECONNRESET: i32 = 104;
+const ESOCKTNOSUPPORT: i32 = 94;
+const ENODEV: i32 = 19;
+
+/// One row.
+#[derive(Clone, Copy)]
+pub struct Row {
+    /// Its name.
+    pub name: &'static str,
+    /// What is to come out; `None`: there is no such row for this setting.
+    pub expected: fn(&Setting) -> Option<&'static str>,
+    /// What does it.
+    pub run: fn(&mut Stage) -> Result<String>,
+    /// Whether the short set has it.
+    pub short: bool,
+}
+
+const fn row(
+    name: &'static str,
+    expected: fn(&Setting) -> Option<&'static str>,
+    run: fn(&mut Stage) -> Result<String>,
+) -> Row {
+    Row {
+        name,
+        expected,
+        run,
+        short: false,
+    }
+}
+
+const fn short(row: Row) -> Row {
+    Row { short: true, ..row }
+}
+
+/// All rows, in the order in which they run.
+#[rustfmt::skip]
+pub const ROWS: &[Row] = &[
+    short(row("bit 33",                  negotiation, negotiated)),
+    short(row("the guest calls",         works,       guest_calls)),
+    short(row("the host calls",          works,       host_calls)),
+    short(row("a port without listener", works,       refused)),
+    short(row("half-close",              works,       half_close)),
+    row("64 MiB each way",               works,       volume),
+    row("500 connections each way",      works,       crowds),
+    short(row("sequenced packets",       seqpacket,   messages)),
+    row("pause and resume",              here,        paused),
+    row("the guest boots again",         works,       guest_reboots),
+    row("the VMM restarts",              here,        vmm_restarts),
+    row("the daemon restarts, then the VMM", here,    daemon_restarts),
+];
+
+fn works(_: &Setting) -> Option<&'static str> {
+    Some(WORKS)
+}
+
+/// For rows that need this machine's QEMU.
+fn here(setting: &Setting) -> Option<&'static str> {
+    setting.host.is_none().then_some(WORKS)
+}
+
+fn negotiation(setting: &Setting) -> Option<&'static str> {
+    Some(if setting.platform_access {
+        "acknowledged"
+    } else {
+        "not offered"
+    })
+}
+
+fn seqpacket(setting: &Setting) -> Option<&'static str> {
+    Some(if setting.has_seqpacket() {
+        WORKS
+    } else {
+        NO_SUCH_SOCKET
+    })
+}
+
+/// What the guest's kernel has acknowledged; the daemon must not claim more.
+fn negotiated(stage: &mut Stage) -> Result<String> {
+    let acked = stage.about.acked.context("the guest has no vsock device")?;
+    let has = acked & ACCESS_PLATFORM != 0;
+    let log = stage.daemon_log()?;
+    let said = log.lines().rev().find(|line| line.contains("features: "));
+    let said = said.context("the daemon does not say what the guest acknowledged")?;
+    // The other way round is QEMU's doing: without a vIOMMU it keeps the bit to itself.
+    ensure!(
+        has || !said.contains("ACCESS_PLATFORM"),
+        "the guest has acknowledged {acked:#x}, but the daemon says: {said}"
+    );
+    Ok(if has { "acknowledged" } else { "not offered" }.to_owned())
+}
+
+fn guest_calls(stage: &mut Stage) -> Result<String> {
+    conversation(stage, Side::Guest)
+}
+
+fn host_calls(stage: &mut Stage) -> Result<String> {
+    conversation(stage, Side::Host)
+}
+
+/// A connection with data in both directions, one after the other and at once.
+fn conversation(stage: &mut Stage, from: Side) -> Result<String> {
+    let connection = stage.connect(from, Kind::Stream)?;
+    transfer(stage, connection, Side::Guest, MIB)?;
+    transfer(stage, connection, Side::Host, MIB)?;
+    exchange(stage, connection, MIB)?;
+    stage.close(connection)?;
+    Ok(WORKS.to_owned())
+}
+
+fn other(side: Side) -> Side {
+    match side {
+        Side::Host => Side::Guest,
+        Side::Guest => Side::Host,
+    }
+}
+
+/// Sends from one side; what arrives at the other must be the same.
+fn transfer(stage: &mut Stage, connection: Connection, from: Side, bytes: u64) -> Result<()> {
+    let to = other(from);
+    let receiving = stage.peer(to).start(Command::Receive {
+        socket: connection.of(to),
+        bytes: Some(bytes),
+    })?;
+    let sent = stage.peer(from).send(connection.of(from), bytes, bytes)?;
+    let received = stage.peer(to).finish_moved(receiving)?;
+    ensure!(sent == received, "sent {sent:?}, received {received:?}");
+    Ok(())
+}
+
+/// Both sides send at once.
+fn exchange(stage: &mut Stage, connection: Connection, bytes: u64) -> Result<()> {
+    let mut tickets = Vec::new();
+    for (side, seed) in [(Side::Host, 1), (Side::Guest, 2)] {
+        let socket = connection.of(side);
+        let peer = stage.peer(side);
+        let receiving = peer.start(Command::Receive {
+            socket,
+            bytes: Some(bytes),
+        })?;
+        let sending = peer.start(Command::Send {
+            socket,
+            bytes,
+            seed,
+        })?;
+        tickets.push((side, receiving, sending));
+    }
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    for (side, receiving, sending) in tickets {
+        sent.push(stage.peer(side).finish_moved(sending)?);
+        received.insert(0, stage.peer(side).finish_moved(receiving)?);
+    }
+    ensure!(sent == received, "sent {sent:?}, received {received:?}");
+    Ok(())
+}
+
+fn volume(stage: &mut Stage) -> Result<String> {
+    const VOLUME: u64 = 64 * MIB;
+    let connection = stage.connect(Side::Guest, Kind::Stream)?;
+    exchange(stage, connection, VOLUME)?;
+    stage.close(connection)?;
+    Ok(WORKS.to_owned())
+}
+
+/// Nobody listens: the caller hears it at once, on either side.
+fn refused(stage: &mut Stage) -> Result<String> {
+    for side in [Side::Guest, Side::Host] {
+        let port = stage.port();
+        let kind = Kind::Stream;
+        let refused = stage.peer(side).socket(Command::Connect { port, kind });
+        match refused {
+            Err(error) if errno(&error) == Some(ECONNRESET) => {}
+            Err(error) => return Err(error.context("another error than a reset")),
+            Ok(_) => bail!("{side:?}: a connection to a port without listener"),
+        }
+    }
+    Ok(WORKS.to_owned())
+}
+
+/// The kernel's error number behind an error, if it is one of an agent's.
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.downcast_ref::<Failure>()?.errno
+}
+
+/// One side has no more to say and still listens, in both orders.
+fn half_close(stage: &mut Stage) -> Result<String> {
+    for first in [Side::Guest, Side::Host] {
+        let last = other(first);
+        let connection = stage.connect(first, Kind::Stream)?;
+        for (from, to) in [(first, last), (last, first)] {
+            let receiving = stage.peer(to).start(Command::Receive {
+                socket: connection.of(to),
+                bytes: None,
+            })?;
+            let sent = stage.peer(from).send(connection.of(from), MIB, 3)?;
+            stage.peer(from).close_half(connection.of(from))?;
+            let received = stage.peer(to).finish_moved(receiving)?;
+            ensure!(
+                sent == received,
+                "{from:?} closed its half: sent {sent:?}, received {received:?}"
+            );
+        }
+        stage.close(connection)?;
+    }
+    Ok(WORKS.to_owned())
+}
+
+fn crowds(stage: &mut Stage) -> Result<String> {
+    const CONNECTIONS: u32 = 500;
+    const BYTES: u32 = 1000;
+    for from in [Side::Guest, Side::Host] {
+        let port = stage.port();
+        let kind = Kind::Stream;
+        stage.peer(other(from)).call(Command::Echo { port, kind })?;
+        stage.peer(from).call(Command::Crowd {
+            port,
+            connections: CONNECTIONS,
+            bytes: BYTES,
+        })?;
+    }
+    Ok(WORKS.to_owned())
+}
+
+/// Messages arrive whole, each as long as it was.
+fn messages(stage: &mut Stage) -> Result<String> {
+    for from in [Side::Guest, Side::Host] {
+        let connection = match stage.connect(from, Kind::Seqpacket) {
+            Ok(connection) => connection,
+            Err(error) if matches!(errno(&error), Some(ESOCKTNOSUPPORT | ENODEV)) => {
+                return Ok(NO_SUCH_SOCKET.to_owned());
+            }
+            Err(error) => return Err(error),
+        };
+        for side in [from, other(from)] {
+            let sizes = vec![1, 7, 4096, 65536, 100, 200_000, 2];
+            let to = other(side);
+            let receiving = stage.peer(to).start(Command::ReceiveMessages {
+                socket: connection.of(to),
+                count: sizes.len(),
+            })?;
+            let sent = stage.peer(side).call(Command::SendMessages {
+                socket: connection.of(side),
+                sizes,
+                seed: 4,
+            })?;
+            let received = stage.peer(to).finish(receiving)?;
+            ensure!(sent == received, "sent {sent:?}, received {received:?}");
+        }
+        stage.close(connection)?;
+    }
+    Ok(WORKS.to_owned())
+}
+
+/// QEMU stops the machine while data is under way. Nothing is lost, nothing is reset.
+fn paused(stage: &mut Stage) -> Result<String> {
+    const VOLUME: u64 = 24 * MIB;
+    const PAUSE: Duration = Duration::from_millis(1500);
+    let mut monitor = stage.monitor()?;
+    let idle = stage.connect(Side::Host, Kind::Stream)?;
+    let busy = stage.connect(Side::Guest, Kind::Stream)?;
+    for from in [Side::Guest, Side::Host] {
+        let to = other(from);
+        let receiving = stage.peer(to).start(Command::Receive {
+            socket: busy.of(to),
+            bytes: Some(VOLUME),
+        })?;
+        let sending = stage.peer(from).start(Command::Send {
+            socket: busy.of(from),
+            bytes: VOLUME,
+            seed: 5,
+        })?;
+        thread::sleep(Duration::from_millis(100));
+        monitor.run("stop")?;
+        thread::sleep(PAUSE);
+        monitor.run("cont")?;
+        let sent = stage.peer(from).finish_moved(sending)?;
+        let received = stage.peer(to).finish_moved(receiving)?;
+        ensure!(sent == received, "sent {sent:?}, received {received:?}");
+    }
+    exchange(stage, idle, MIB).context("on the connection that was idle meanwhile")?;
+    stage.close(busy)?;
+    stage.close(idle)?;
+    Ok(WORKS.to_owned())
+}
+
+/// The host's programs see the end of their connections, and the guest is there again.
+fn guest_reboots(stage: &mut Stage) -> Result<String> {
+    let connection = stage.connect(Side::Host, Kind::Stream)?;
+    transfer(stage, connection, Side::Host, MIB)?;
+    let acked = stage.about.acked;
+    stage.reboot_guest()?;
+    ended(stage, connection)?;
+    ensure!(
+        stage.about.acked == acked,
+        "acknowledged {acked:x?} before and {:x?} after",
+        stage.about.acked
+    );
+    for from in [Side::Guest, Side::Host] {
+        conversation(stage, from).context("after the guest has booted again")?;
+    }
+    Ok(WORKS.to_owned())
+}
+
+/// The host's end of a connection has ended: by a close or by a reset.
+fn ended(stage: &mut Stage, connection: Connection) -> Result<()> {
+    match stage.host.receive(connection.host, None) {
+        Ok(_) => {}
+        Err(error) if errno(&error) == Some(ECONNRESET) => {}
+        Err(error) => return Err(error.context("the host's end did not end")),
+    }
+    stage.host.close(connection.host)
+}
+
+/// The VMM goes without a word and comes back: the daemon serves the next one.
+fn vmm_restarts(stage: &mut Stage) -> Result<String> {
+    let connection = stage.connect(Side::Host, Kind::Stream)?;
+    transfer(stage, connection, Side::Host, MIB)?;
+    stage.restart_vmm()?;
+    ended(stage, connection)?;
+    for from in [Side::Guest, Side::Host] {
+        conversation(stage, from).context("behind the next VMM")?;
+    }
+    Ok(WORKS.to_owned())
+}
+
+/// The guest goes on, but its socket device is gone until its VMM starts again: QEMU's
+/// vhost-user-vsock does not reconnect.
+fn daemon_restarts(stage: &mut Stage) -> Result<String> {
+    let connection = stage.connect(Side::Host, Kind::Stream)?;
+    transfer(stage, connection, Side::Host, MIB)?;
+    stage.restart_daemon()?;
+    ended(stage, connection)?;
+    stage.guest.about().context("the guest does not go on")?;
+    stage.restart_vmm()?;
+    for from in [Side::Guest, Side::Host] {
+        conversation(stage, from).context("behind the next VMM")?;
+    }
+    Ok(WORKS.to_owned())
+}
