@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::protocol::{Command, Failure, Kind};
 
+use super::program_rows;
 use super::setting::Setting;
 use super::stage::{Connection, Side, Stage};
 
@@ -68,6 +69,9 @@ pub const ROWS: &[Row] = &[
     row("500 connections each way",      works,       crowds),
     short(row("sequenced packets",       seqpacket,   messages)),
     row("pause and resume",              here,        paused),
+    row("socat",                         programs,    program_rows::socat),
+    row("Python",                        programs,    program_rows::python),
+    row("systemd-notify",                programs,    program_rows::systemd_notify),
     row("the guest boots again",         works,       guest_reboots),
     row("the VMM restarts",              here,        vmm_restarts),
     row("the daemon restarts, then the VMM", here,    daemon_restarts),
@@ -80,6 +84,11 @@ fn works(_: &Setting) -> Option<&'static str> {
 /// For rows that need this machine's QEMU.
 fn here(setting: &Setting) -> Option<&'static str> {
     setting.host.is_none().then_some(WORKS)
+}
+
+/// For rows that need more than the agent in the guest.
+fn programs(setting: &Setting) -> Option<&'static str> {
+    setting.has_programs().then_some(WORKS)
 }
 
 fn negotiation(setting: &Setting) -> Option<&'static str> {

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use super::daemon::{Daemon, Settings};
 use super::machine::{Guest, NestedHost, Qemu};
 use super::peer::Peer;
+use super::programs::Programs;
 use super::qmp::Monitor;
 use super::setting::{Backend, Setting};
 use super::workshop::{Workshop, INNER};
@@ -56,6 +57,8 @@ pub struct Stage {
     pub about: About,
     /// The release of the host's kernel.
     pub host_kernel: String,
+    /// Debian's programs, if the guest has them.
+    pub programs: Option<Programs>,
     /// `None` only while it is exchanged.
     qemu: Option<Qemu>,
     /// QEMU's options, for another start.
@@ -114,7 +117,12 @@ impl Stage {
         sockets: TempDir,
         logs: Logs,
     ) -> Result<Self> {
-        let files = workshop.guest(&setting.guest)?;
+        let programs = setting.has_programs().then(|| workshop.programs());
+        let programs = programs.transpose()?;
+        let files = match &programs {
+            Some(programs) => workshop.guest_with(&setting.guest, programs)?,
+            None => workshop.guest(&setting.guest)?,
+        };
         let accel = workshop.accel(&files)?;
         let uds_path = sockets.path().join("vm.vsock");
         let settings = Settings {
@@ -154,6 +162,7 @@ impl Stage {
             guest,
             about,
             host_kernel,
+            programs,
             qemu: Some(qemu),
             options,
             daemon: Some(daemon),
@@ -237,6 +246,7 @@ impl Stage {
             guest,
             about,
             host_kernel,
+            programs: None,
             qemu: Some(qemu),
             options,
             daemon: None,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The page that explains messages quotes messages that exist.
+//! The pages for users keep to what is there: links lead to files and headings, and the
+//! page that explains messages quotes messages that exist.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Stands for what a message fills in.
 const BLANK: char = '…';
@@ -69,4 +70,62 @@ fn sources_become_what_they_print() {
     blank("f(\"`{0:?}` is \\\n   {what}\") {}", &mut text);
     assert_eq!(text, "f(\"… is …\") …");
     assert_eq!(quoted("| `a … b` | c |\n| d | `e` |\n"), ["a … b"]);
+}
+
+fn pages(root: &Path) -> Vec<PathBuf> {
+    let docs = fs::read_dir(root.join("docs")).unwrap();
+    let mut pages: Vec<_> = docs.map(|entry| entry.unwrap().path()).collect();
+    pages.extend(["README.md", "CONTRIBUTING.md"].map(|page| root.join(page)));
+    pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
+    pages
+}
+
+/// Where the links of a page lead, those to other sites aside.
+fn links(page: &str) -> Vec<&str> {
+    page.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(target, _)| target)
+        .filter(|target| !target.contains("://"))
+        .collect()
+}
+
+/// A heading's anchor, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+    let name: String = heading.chars().filter(kept).collect();
+    name.trim().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for page in pages(root) {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in links(&text) {
+            let (file, wanted) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => page.clone(),
+                file => page.parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if wanted.is_empty() {
+                continue;
+            }
+            let target = fs::read_to_string(target).unwrap();
+            let mut headings = target.lines().filter(|line| line.starts_with('#'));
+            let found = headings.any(|line| anchor(line.trim_start_matches('#')) == wanted);
+            assert!(found, "{}: no heading for {link}", page.display());
+        }
+    }
+}
+
+#[test]
+fn anchors_are_made_of_headings() {
+    assert_eq!(anchor(" A vIOMMU"), "a-viommu");
+    assert_eq!(anchor(" One bit, two `meanings`?"), "one-bit-two-meanings");
+    assert_eq!(
+        links("[a](b.md#c) and ![d](https://e) [f](g)"),
+        ["b.md#c", "g"]
+    );
 }
