@@ -21,6 +21,8 @@ use crate::sockets::{accept, Place};
 const PIECE: usize = 256 << 10;
 /// Longest message taken.
 const LONGEST_MESSAGE: usize = 1 << 20;
+/// Longest line of text taken.
+const LONGEST_LINE: usize = 4096;
 /// Enough for an echo, of which there may be a thousand.
 const SMALL_STACK: usize = 128 << 10;
 
@@ -79,6 +81,12 @@ impl Agent {
                 let socket = self.socket(socket)?;
                 receive(&socket, bytes.unwrap_or(u64::MAX), &mut io::sink())
             }
+            Command::Say { socket, text } => {
+                let socket = self.socket(socket)?;
+                (&*socket).write_all(format!("{text}\n").as_bytes())?;
+                Ok(Answer::Done)
+            }
+            Command::Hear { socket } => hear(&*self.socket(socket)?),
             Command::SendFile { socket, path } => {
                 send(&*self.socket(socket)?, &mut File::open(path)?)
             }
@@ -226,6 +234,15 @@ fn receive(mut socket: &Socket, most: u64, to: &mut dyn Write) -> io::Result<Ans
     }
     let sum = sum.value();
     Ok(Answer::Moved { bytes, sum })
+}
+
+/// Byte by byte: what follows the line is for another command.
+fn hear(mut socket: &Socket) -> io::Result<Answer> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while line.len() < LONGEST_LINE && socket.read(&mut byte)? == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    Ok(Answer::Text(String::from_utf8_lossy(&line).into_owned()))
 }
 
 fn send_messages(socket: &Socket, sizes: Vec<u32>, seed: u64) -> io::Result<Answer> {

@@ -63,6 +63,18 @@ pub enum Command {
         /// How many; `None` until the other side has closed.
         bytes: Option<u64>,
     },
+    /// Sends a line of text: [`Answer::Done`].
+    Say {
+        /// Where.
+        socket: Handle,
+        /// Without the end of the line.
+        text: String,
+    },
+    /// Waits for a line of text: [`Answer::Text`].
+    Hear {
+        /// Where.
+        socket: Handle,
+    },
     /// Sends a file: [`Answer::Moved`].
     SendFile {
         /// Where.

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use tempfile::TempDir;
 
 use super::workshop::{library, Cargo};
 use crate::apt::{self, Suite};
 use crate::cache::Cache;
+use crate::interrupt::Unfinished;
 use crate::mirror::Mirror;
 use crate::modules::walk;
 use crate::process;
@@ -71,7 +71,7 @@ const LIBRARIES: [&str; 2] = [
 /// The programs, unpacked; removed when dropped.
 #[derive(Debug)]
 pub struct Programs {
-    tree: TempDir,
+    tree: Unfinished,
 }
 
 impl Programs {

@@ -32,6 +32,8 @@ const ENODEV: i32 = 19;
 pub struct Row {
     /// Its name.
     pub name: &'static str,
+    /// What is done, in a sentence for the documentation.
+    pub what: &'static str,
     /// What is to come out; `None`: there is no such row for this setting.
     pub expected: fn(&Setting) -> Option<&'static str>,
     /// What does it.
@@ -44,9 +46,11 @@ const fn row(
     name: &'static str,
     expected: fn(&Setting) -> Option<&'static str>,
     run: fn(&mut Stage) -> Result<String>,
+    what: &'static str,
 ) -> Row {
     Row {
         name,
+        what,
         expected,
         run,
         short: false,
@@ -60,21 +64,39 @@ const fn short(row: Row) -> Row {
 /// All rows, in the order in which they run.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    short(row("bit 33",                  negotiation, negotiated)),
-    short(row("the guest calls",         works,       guest_calls)),
-    short(row("the host calls",          works,       host_calls)),
-    short(row("a port without listener", works,       refused)),
-    short(row("half-close",              works,       half_close)),
-    row("64 MiB each way",               works,       volume),
-    row("500 connections each way",      works,       crowds),
-    short(row("sequenced packets",       seqpacket,   messages)),
-    row("pause and resume",              here,        paused),
-    row("socat",                         programs,    program_rows::socat),
-    row("Python",                        programs,    program_rows::python),
-    row("systemd-notify",                programs,    program_rows::systemd_notify),
-    row("the guest boots again",         works,       guest_reboots),
-    row("the VMM restarts",              here,        vmm_restarts),
-    row("the daemon restarts, then the VMM", here,    daemon_restarts),
+    short(row("bit 33", negotiation, negotiated,
+        "What the guest's kernel has acknowledged of VIRTIO_F_ACCESS_PLATFORM. QEMU tells the daemon of it only behind a vIOMMU.")),
+    short(row("the guest calls", works, guest_calls,
+        "A connection from the guest to a program of the host, data in both directions, one after the other and at once.")),
+    short(row("the host calls", works, host_calls,
+        "The same from the host to a program of the guest.")),
+    short(row("a port without listener", works, refused,
+        "Whoever calls hears of a reset at once, on either side.")),
+    short(row("half-close", works, half_close,
+        "One side closes its sending half; the other one's data still arrives, whole. In both orders.")),
+    row("64 MiB each way", works, volume,
+        "At once on one connection, with checksums."),
+    row("500 connections each way", here, crowds,
+        "Open at the same time, each with data that must come back."),
+    short(row("sequenced packets", seqpacket, messages,
+        "SOCK_SEQPACKET: messages of 1 byte to 200000 keep their boundaries. Linux has it since 5.14.")),
+    row("pause and resume", here, paused,
+        "QEMU's stop and cont in the middle of a transfer: nothing is lost, and no connection ends."),
+    row("socat and netcat", programs, program_rows::socat,
+        "socat in the guest, socat and OpenBSD's netcat on the host, as Debian has them: lines both ways, and a file."),
+    row("Python", programs, program_rows::python,
+        "Python's own AF_VSOCK in the guest, Unix sockets on the host: each side's server answers after the client's half-close."),
+    row("systemd-notify", programs, program_rows::systemd_notify,
+        "systemd's readiness message to the host: it closes its sending half and waits for the receiver to close."),
+    row("the guest boots again", works, guest_reboots,
+        "The host's programs see their connections end; the guest is served again."),
+    row("the VMM restarts", here, vmm_restarts,
+        "It goes without a word: the host's programs see their connections end; the next VMM is served."),
+    row("behind a vIOMMU", viommu, behind_a_viommu,
+        "QEMU's intel-iommu translates for the device: the daemon is told of bit 33, and asks QEMU where addresses lead."),
+    row("the daemon restarts, then the VMM", here, daemon_restarts,
+        "SIGTERM, and another daemon: the host's programs see their connections end and the guest goes on, but without \
+         sockets, since QEMU's vhost-user-vsock does not reconnect; the next VMM is served."),
 ];
 
 fn works(_: &Setting) -> Option<&'static str> {
@@ -84,6 +106,11 @@ fn works(_: &Setting) -> Option<&'static str> {
 /// For rows that need this machine's QEMU.
 fn here(setting: &Setting) -> Option<&'static str> {
     setting.host.is_none().then_some(WORKS)
+}
+
+/// For the row that boots the guest with a vIOMMU.
+fn viommu(setting: &Setting) -> Option<&'static str> {
+    here(setting).filter(|_| setting.platform_access)
 }
 
 /// For rows that need more than the agent in the guest.
@@ -133,63 +160,17 @@ fn host_calls(stage: &mut Stage) -> Result<String> {
 /// A connection with data in both directions, one after the other and at once.
 fn conversation(stage: &mut Stage, from: Side) -> Result<String> {
     let connection = stage.connect(from, Kind::Stream)?;
-    transfer(stage, connection, Side::Guest, MIB)?;
-    transfer(stage, connection, Side::Host, MIB)?;
-    exchange(stage, connection, MIB)?;
+    stage.transfer(connection, Side::Guest, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
+    stage.exchange(connection, MIB)?;
     stage.close(connection)?;
     Ok(WORKS.to_owned())
-}
-
-fn other(side: Side) -> Side {
-    match side {
-        Side::Host => Side::Guest,
-        Side::Guest => Side::Host,
-    }
-}
-
-/// Sends from one side; what arrives at the other must be the same.
-fn transfer(stage: &mut Stage, connection: Connection, from: Side, bytes: u64) -> Result<()> {
-    let to = other(from);
-    let receiving = stage.peer(to).start(Command::Receive {
-        socket: connection.of(to),
-        bytes: Some(bytes),
-    })?;
-    let sent = stage.peer(from).send(connection.of(from), bytes, bytes)?;
-    let received = stage.peer(to).finish_moved(receiving)?;
-    ensure!(sent == received, "sent {sent:?}, received {received:?}");
-    Ok(())
-}
-
-/// Both sides send at once.
-fn exchange(stage: &mut Stage, connection: Connection, bytes: u64) -> Result<()> {
-    let mut tickets = Vec::new();
-    for (side, seed) in [(Side::Host, 1), (Side::Guest, 2)] {
-        let socket = connection.of(side);
-        let peer = stage.peer(side);
-        let receiving = peer.start(Command::Receive {
-            socket,
-            bytes: Some(bytes),
-        })?;
-        let sending = peer.start(Command::Send {
-            socket,
-            bytes,
-            seed,
-        })?;
-        tickets.push((side, receiving, sending));
-    }
-    let (mut sent, mut received) = (Vec::new(), Vec::new());
-    for (side, receiving, sending) in tickets {
-        sent.push(stage.peer(side).finish_moved(sending)?);
-        received.insert(0, stage.peer(side).finish_moved(receiving)?);
-    }
-    ensure!(sent == received, "sent {sent:?}, received {received:?}");
-    Ok(())
 }
 
 fn volume(stage: &mut Stage) -> Result<String> {
     const VOLUME: u64 = 64 * MIB;
     let connection = stage.connect(Side::Guest, Kind::Stream)?;
-    exchange(stage, connection, VOLUME)?;
+    stage.exchange(connection, VOLUME)?;
     stage.close(connection)?;
     Ok(WORKS.to_owned())
 }
@@ -217,7 +198,7 @@ fn errno(error: &anyhow::Error) -> Option<i32> {
 /// One side has no more to say and still listens, in both orders.
 fn half_close(stage: &mut Stage) -> Result<String> {
     for first in [Side::Guest, Side::Host] {
-        let last = other(first);
+        let last = first.other();
         let connection = stage.connect(first, Kind::Stream)?;
         for (from, to) in [(first, last), (last, first)] {
             let receiving = stage.peer(to).start(Command::Receive {
@@ -243,7 +224,9 @@ fn crowds(stage: &mut Stage) -> Result<String> {
     for from in [Side::Guest, Side::Host] {
         let port = stage.port();
         let kind = Kind::Stream;
-        stage.peer(other(from)).call(Command::Echo { port, kind })?;
+        stage
+            .peer(from.other())
+            .call(Command::Echo { port, kind })?;
         stage.peer(from).call(Command::Crowd {
             port,
             connections: CONNECTIONS,
@@ -263,9 +246,9 @@ fn messages(stage: &mut Stage) -> Result<String> {
             }
             Err(error) => return Err(error),
         };
-        for side in [from, other(from)] {
+        for side in [from, from.other()] {
             let sizes = vec![1, 7, 4096, 65536, 100, 200_000, 2];
-            let to = other(side);
+            let to = side.other();
             let receiving = stage.peer(to).start(Command::ReceiveMessages {
                 socket: connection.of(to),
                 count: sizes.len(),
@@ -291,7 +274,7 @@ fn paused(stage: &mut Stage) -> Result<String> {
     let idle = stage.connect(Side::Host, Kind::Stream)?;
     let busy = stage.connect(Side::Guest, Kind::Stream)?;
     for from in [Side::Guest, Side::Host] {
-        let to = other(from);
+        let to = from.other();
         let receiving = stage.peer(to).start(Command::Receive {
             socket: busy.of(to),
             bytes: Some(VOLUME),
@@ -309,7 +292,9 @@ fn paused(stage: &mut Stage) -> Result<String> {
         let received = stage.peer(to).finish_moved(receiving)?;
         ensure!(sent == received, "sent {sent:?}, received {received:?}");
     }
-    exchange(stage, idle, MIB).context("on the connection that was idle meanwhile")?;
+    stage
+        .exchange(idle, MIB)
+        .context("on the connection that was idle meanwhile")?;
     stage.close(busy)?;
     stage.close(idle)?;
     Ok(WORKS.to_owned())
@@ -318,7 +303,7 @@ fn paused(stage: &mut Stage) -> Result<String> {
 /// The host's programs see the end of their connections, and the guest is there again.
 fn guest_reboots(stage: &mut Stage) -> Result<String> {
     let connection = stage.connect(Side::Host, Kind::Stream)?;
-    transfer(stage, connection, Side::Host, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
     let acked = stage.about.acked;
     stage.reboot_guest()?;
     ended(stage, connection)?;
@@ -343,10 +328,31 @@ fn ended(stage: &mut Stage, connection: Connection) -> Result<()> {
     stage.host.close(connection.host)
 }
 
+/// The guest's addresses are I/O virtual: none of them is one that the daemon could use by
+/// mistake and be right.
+fn behind_a_viommu(stage: &mut Stage) -> Result<String> {
+    const VOLUME: u64 = 8 * MIB;
+    stage.restart_vmm_with_viommu()?;
+    let log = stage.daemon_log()?;
+    let said = log.lines().rev().find(|line| line.contains("features: "));
+    let said = said.context("the daemon does not say what the guest acknowledged")?;
+    ensure!(
+        said.contains("ACCESS_PLATFORM"),
+        "QEMU translates nothing: the daemon says {said}"
+    );
+    for from in [Side::Guest, Side::Host] {
+        let connection = stage.connect(from, Kind::Stream)?;
+        stage.exchange(connection, VOLUME)?;
+        stage.close(connection)?;
+    }
+    stage.restart_vmm()?;
+    Ok(WORKS.to_owned())
+}
+
 /// The VMM goes without a word and comes back: the daemon serves the next one.
 fn vmm_restarts(stage: &mut Stage) -> Result<String> {
     let connection = stage.connect(Side::Host, Kind::Stream)?;
-    transfer(stage, connection, Side::Host, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
     stage.restart_vmm()?;
     ended(stage, connection)?;
     for from in [Side::Guest, Side::Host] {
@@ -359,7 +365,7 @@ fn vmm_restarts(stage: &mut Stage) -> Result<String> {
 /// vhost-user-vsock does not reconnect.
 fn daemon_restarts(stage: &mut Stage) -> Result<String> {
     let connection = stage.connect(Side::Host, Kind::Stream)?;
-    transfer(stage, connection, Side::Host, MIB)?;
+    stage.transfer(connection, Side::Host, MIB)?;
     stage.restart_daemon()?;
     ended(stage, connection)?;
     stage.guest.about().context("the guest does not go on")?;

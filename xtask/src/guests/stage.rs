@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use guest_agent::protocol::{About, Answer, Command, Handle, Kind};
 use guest_agent::sockets::Place;
-use tempfile::TempDir;
 
 use super::daemon::{Daemon, Settings};
 use super::machine::{Guest, NestedHost, Qemu};
@@ -23,6 +22,7 @@ use super::programs::Programs;
 use super::qmp::Monitor;
 use super::setting::{Backend, Setting};
 use super::workshop::{Workshop, INNER};
+use crate::interrupt::Unfinished;
 use crate::process::tail;
 
 /// The guest's CID, here as in every nested host.
@@ -45,6 +45,16 @@ pub enum Side {
     Guest,
 }
 
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Host => Self::Guest,
+            Self::Guest => Self::Host,
+        }
+    }
+}
+
 /// Everything that is up. Dropped, it ends in the order of its fields.
 pub struct Stage {
     /// What this is.
@@ -63,13 +73,15 @@ pub struct Stage {
     qemu: Option<Qemu>,
     /// QEMU's options, for another start.
     options: Vec<String>,
+    /// The same with a vIOMMU; none on a nested host.
+    viommu_options: Option<Vec<String>>,
     daemon: Option<Daemon>,
     settings: Settings,
     logs: Logs,
     monitor: Option<PathBuf>,
     boot: Duration,
     next_port: u32,
-    _sockets: TempDir,
+    sockets: Unfinished,
 }
 
 /// What is written while a stage is up.
@@ -108,13 +120,17 @@ impl Stage {
             None => Self::here(workshop, setting, sockets, logs.clone()),
             Some(_) => Self::nested(workshop, setting, sockets, logs.clone()),
         };
-        opened.map_err(|error| error.context(last_words(&logs)))
+        opened.map_err(|error| match last_words(&logs) {
+            // Nothing was started yet.
+            words if words.is_empty() => error,
+            words => error.context(words),
+        })
     }
 
     fn here(
         workshop: &mut Workshop,
         setting: Setting,
-        sockets: TempDir,
+        sockets: Unfinished,
         logs: Logs,
     ) -> Result<Self> {
         let programs = setting.has_programs().then(|| workshop.programs());
@@ -142,6 +158,7 @@ impl Stage {
             "-qmp".to_owned(),
             format!("unix:{},server=on,wait=off", monitor.display()),
         ]);
+        let mut viommu_options = options.clone();
         let guest = Guest {
             vmlinuz: &files.vmlinuz,
             initramfs: &files.initramfs,
@@ -149,8 +166,14 @@ impl Stage {
             control: "stdio,signal=off",
             device: &settings.socket,
             platform_access: setting.platform_access,
+            viommu: false,
         };
         options.extend(guest.options());
+        let translated = Guest {
+            viommu: true,
+            ..guest
+        };
+        viommu_options.extend(translated.options());
         let (qemu, mut guest) = Qemu::start("the guest", &options, &logs.qemu)?;
         let boot = accel.boot_limit();
         let about = guest.hello(boot)?;
@@ -165,20 +188,21 @@ impl Stage {
             programs,
             qemu: Some(qemu),
             options,
+            viommu_options: Some(viommu_options),
             daemon: Some(daemon),
             settings,
             logs,
             monitor: Some(monitor),
             boot,
             next_port: FIRST_PORT,
-            _sockets: sockets,
+            sockets,
         })
     }
 
     fn nested(
         workshop: &mut Workshop,
         setting: Setting,
-        sockets: TempDir,
+        sockets: Unfinished,
         logs: Logs,
     ) -> Result<Self> {
         let files = workshop.nested_host(&setting)?;
@@ -215,6 +239,7 @@ impl Stage {
             control: INNER.control,
             device: &settings.socket,
             platform_access: setting.platform_access,
+            viommu: false,
         };
         let mut arguments: Vec<String> = INNER.accel.map(str::to_owned).into();
         arguments.extend(inner.options());
@@ -249,13 +274,14 @@ impl Stage {
             programs: None,
             qemu: Some(qemu),
             options,
+            viommu_options: None,
             daemon: None,
             settings,
             logs,
             monitor: None,
             boot,
             next_port: FIRST_PORT,
-            _sockets: sockets,
+            sockets,
         })
     }
 
@@ -271,6 +297,27 @@ impl Stage {
     pub fn port(&mut self) -> u32 {
         self.next_port += 1;
         self.next_port
+    }
+
+    /// The port of the last connection.
+    pub fn last_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// A path for a file that lives as long as this.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.sockets.path().join(name)
+    }
+
+    /// The daemon's command line.
+    pub fn daemon_command(&self) -> String {
+        format!("crosvm-vsock {}", self.settings.arguments().join(" "))
+    }
+
+    /// The directory of the logs.
+    pub fn log_place(&self) -> String {
+        let place = self.logs.console.parent();
+        place.unwrap_or(Path::new(".")).display().to_string()
     }
 
     /// A connection that `from` opens: its socket in the host, and in the guest.
@@ -305,6 +352,51 @@ impl Stage {
         self.guest.close(connection.guest)
     }
 
+    /// Sends from one side; what arrives at the other must be the same.
+    ///
+    /// # Errors
+    /// When it is not, or does not arrive.
+    pub fn transfer(&mut self, connection: Connection, from: Side, bytes: u64) -> Result<()> {
+        let to = from.other();
+        let receiving = self.peer(to).start(Command::Receive {
+            socket: connection.of(to),
+            bytes: Some(bytes),
+        })?;
+        let sent = self.peer(from).send(connection.of(from), bytes, bytes)?;
+        let received = self.peer(to).finish_moved(receiving)?;
+        ensure!(sent == received, "sent {sent:?}, received {received:?}");
+        Ok(())
+    }
+
+    /// Both sides send at once.
+    ///
+    /// # Errors
+    /// As [`Self::transfer`].
+    pub fn exchange(&mut self, connection: Connection, bytes: u64) -> Result<()> {
+        let mut tickets = Vec::new();
+        for (side, seed) in [(Side::Host, 1), (Side::Guest, 2)] {
+            let socket = connection.of(side);
+            let peer = self.peer(side);
+            let receiving = peer.start(Command::Receive {
+                socket,
+                bytes: Some(bytes),
+            })?;
+            let sending = peer.start(Command::Send {
+                socket,
+                bytes,
+                seed,
+            })?;
+            tickets.push((side, receiving, sending));
+        }
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for (side, receiving, sending) in tickets {
+            sent.push(self.peer(side).finish_moved(sending)?);
+            received.insert(0, self.peer(side).finish_moved(receiving)?);
+        }
+        ensure!(sent == received, "sent {sent:?}, received {received:?}");
+        Ok(())
+    }
+
     /// Boots the guest again and waits for it.
     ///
     /// # Errors
@@ -320,8 +412,21 @@ impl Stage {
     /// # Errors
     /// When it does not come up again.
     pub fn restart_vmm(&mut self) -> Result<()> {
+        self.start_vmm(&self.options.clone())
+    }
+
+    /// The same, and the other VMM has a vIOMMU.
+    ///
+    /// # Errors
+    /// When it does not come up again, or is a nested host's.
+    pub fn restart_vmm_with_viommu(&mut self) -> Result<()> {
+        let options = self.viommu_options.clone();
+        self.start_vmm(&options.context("a nested host's QEMU is never given a vIOMMU")?)
+    }
+
+    fn start_vmm(&mut self, options: &[String]) -> Result<()> {
         self.qemu = None;
-        let (qemu, guest) = Qemu::start("the guest", &self.options, &self.logs.qemu)?;
+        let (qemu, guest) = Qemu::start("the guest", options, &self.logs.qemu)?;
         self.qemu = Some(qemu);
         self.guest = guest;
         self.about = self.guest.hello(self.boot).context("after a restart")?;

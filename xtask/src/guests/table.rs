@@ -1,30 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the matrix found: the table for people, the rows for programs, the page of the
-//! documentation.
+//! documentation. A row says all of itself, so that a matrix can be run in parts.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::setting::Setting;
+use super::rows::ROWS;
+use super::setting::HERE;
 
 /// A row that was run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// The guest's name in the table of kernels.
-    pub guest: &'static str,
-    /// The release of its kernel, if it booted.
-    pub guest_kernel: String,
+    pub guest: String,
+    /// Debian's version of its kernel.
+    pub guest_version: String,
     /// The host's name; `here` is the machine that ran the matrix.
-    pub host: &'static str,
-    /// The release of its kernel, if it booted.
-    pub host_kernel: String,
+    pub host: String,
+    /// Debian's version of its kernel, or the release of this machine's.
+    pub host_version: String,
     /// `userspace` or `kernel`.
     pub backend: String,
     /// Whether bit 33 was offered.
     pub platform_access: bool,
     /// The row's name.
-    pub row: &'static str,
+    pub row: String,
     /// What should have come out.
     pub expected: String,
     /// What came out.
@@ -35,31 +37,31 @@ pub struct Found {
     pub detail: String,
     /// How long it took.
     pub seconds: f32,
+    /// The day, as YYYY-MM-DD.
+    pub date: String,
+    /// QEMU's version.
+    pub qemu: String,
 }
 
-/// A column: its setting, and what was found.
-#[derive(Clone, Debug)]
-pub struct Column {
-    /// The setting.
-    pub setting: Setting,
-    /// In the order of the rows.
-    pub found: Vec<Found>,
-}
-
-impl Column {
-    /// The three lines of its head.
-    fn head(&self) -> [String; 3] {
-        let backend = self.setting.backend;
-        let platform = if self.setting.platform_access {
-            "33"
-        } else {
-            "-"
+impl Found {
+    fn same_column(&self, other: &Self) -> bool {
+        let key = |found: &Self| {
+            let (guest, host) = (found.guest.clone(), found.host.clone());
+            (guest, host, found.backend.clone(), found.platform_access)
         };
-        [
-            self.setting.guest.name.to_owned(),
-            format!("{} ({backend})", self.setting.host_name()),
-            platform.to_owned(),
-        ]
+        key(self) == key(other)
+    }
+}
+
+/// The rows of one setting.
+struct Column<'a> {
+    found: Vec<&'a Found>,
+}
+
+impl Column<'_> {
+    /// Any row tells of the setting.
+    fn first(&self) -> &Found {
+        self.found[0]
     }
 
     fn mark(&self, row: &str) -> String {
@@ -71,18 +73,41 @@ impl Column {
     }
 }
 
+/// In the order of their first rows; none is empty.
+fn columns(all: &[Found]) -> Vec<Column<'_>> {
+    let mut columns: Vec<Column<'_>> = Vec::new();
+    for found in all {
+        let known = columns
+            .iter_mut()
+            .find(|column| column.first().same_column(found));
+        match known {
+            Some(column) => column.found.push(found),
+            None => columns.push(Column { found: vec![found] }),
+        }
+    }
+    columns
+}
+
 /// Columns that are printed beside each other.
 const ABREAST: usize = 4;
 
 /// The table for a terminal, then every failure with its detail.
-pub fn render(columns: &[Column]) -> String {
+pub fn render(all: &[Found]) -> String {
     let mut text = String::new();
-    for columns in columns.chunks(ABREAST) {
+    for columns in columns(all).chunks(ABREAST) {
         let mut lines: Vec<Vec<String>> = Vec::new();
-        let heads: Vec<[String; 3]> = columns.iter().map(Column::head).collect();
-        for (number, name) in ["guest", "host", "bit 33 offered"].iter().enumerate() {
-            let mut line = vec![(*name).to_owned()];
-            line.extend(heads.iter().map(|head| head[number].clone()));
+        let heads: [(&str, fn(&Found) -> String); 3] = [
+            ("guest", |found| found.guest.clone()),
+            ("host", |found| {
+                format!("{} ({})", found.host, found.backend)
+            }),
+            ("bit 33 offered", |found| {
+                if found.platform_access { "yes" } else { "no" }.to_owned()
+            }),
+        ];
+        for (name, head) in heads {
+            let mut line = vec![name.to_owned()];
+            line.extend(columns.iter().map(|column| head(column.first())));
             lines.push(line);
         }
         for row in rows(columns) {
@@ -93,8 +118,7 @@ pub fn render(columns: &[Column]) -> String {
         align(&lines, &mut text);
         text.push('\n');
     }
-    let found = columns.iter().flat_map(|column| &column.found);
-    for found in found.filter(|found| !found.ok) {
+    for found in all.iter().filter(|found| !found.ok) {
         let platform = if found.platform_access { "" } else { "not " };
         // Writing into a string cannot fail.
         let _ = writeln!(
@@ -109,11 +133,11 @@ pub fn render(columns: &[Column]) -> String {
     text
 }
 
-fn rows(columns: &[Column]) -> Vec<&'static str> {
+fn rows<'a>(columns: &[Column<'a>]) -> Vec<&'a str> {
     let mut rows = Vec::new();
     for found in columns.iter().flat_map(|column| &column.found) {
-        if !rows.contains(&found.row) {
-            rows.push(found.row);
+        if !rows.contains(&found.row.as_str()) {
+            rows.push(found.row.as_str());
         }
     }
     rows
@@ -133,57 +157,71 @@ fn align(lines: &[Vec<String>], text: &mut String) {
     }
 }
 
-/// What the page says it was made with.
-#[derive(Clone, Debug)]
-pub struct Made {
-    /// The day, as YYYY-MM-DD.
-    pub date: String,
-    /// QEMU's version.
-    pub qemu: String,
-    /// The kernels' packages: the table's name, the version.
-    pub kernels: Vec<(&'static str, String)>,
-}
-
 /// The page `docs/guests.md`.
-pub fn page(columns: &[Column], made: &Made) -> String {
+pub fn page(all: &[Found]) -> String {
     let mut text = String::from(
         "# Guests and hosts that are tested\n\n\
          Generated by `cargo xtask guests --docs`. Every guest is a stock Debian kernel whose own driver talks to\n\
          `crosvm-vsock` under QEMU (`vhost-user-vsock-pci`); both sides are ordinary programs.\n\n",
     );
-    let _ = writeln!(text, "Made on {} with QEMU {}.\n", made.date, made.qemu);
-    let _ = writeln!(text, "| kernel | Debian's version |\n|---|---|");
-    for (name, version) in &made.kernels {
+    let each = |name: fn(&Found) -> &String| -> String {
+        let all: BTreeSet<&str> = all.iter().map(|found| name(found).as_str()).collect();
+        Vec::from_iter(all).join(", ")
+    };
+    let (date, qemu) = (each(|found| &found.date), each(|found| &found.qemu));
+    let _ = writeln!(text, "Made on {date} with QEMU {qemu}.\n");
+    let _ = writeln!(text, "| kernel | version |\n|---|---|");
+    let mut kernels = Vec::new();
+    for found in all {
+        for kernel in [
+            (&found.guest, &found.guest_version),
+            (&found.host, &found.host_version),
+        ] {
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+    }
+    for (name, version) in kernels {
         let _ = writeln!(text, "| {name} | {version} |");
     }
+    let _ = writeln!(text, "\n## What is done\n\n| row | |\n|---|---|");
+    for row in ROWS {
+        let _ = writeln!(text, "| {} | {} |", row.name, row.what);
+    }
     for (here, title) in [
-        (true, "Guests, through the userspace path of this machine"),
-        (
-            false,
-            "Hosts, through their kernel's vhost-vsock (`--backend kernel`), nested",
-        ),
+        (true, "Guests on this machine"),
+        (false, "Hosts, each with a guest of its own (nested)"),
     ] {
-        let some: Vec<Column> = columns
-            .iter()
-            .filter(|column| column.setting.host.is_none() == here)
-            .cloned()
+        let some = columns(all).into_iter();
+        let some: Vec<Column<'_>> = some
+            .filter(|column| (column.first().host == HERE) == here)
             .collect();
         if some.is_empty() {
             continue;
         }
         let _ = writeln!(text, "\n## {title}\n");
-        let mut head = String::from("|");
+        let mut head = String::from("| ");
         for column in &some {
-            let [guest, host, platform] = column.head();
+            let Found {
+                guest,
+                host,
+                backend,
+                ..
+            } = column.first();
             let who = if here {
-                guest
+                format!("{guest}, {backend}")
             } else {
-                format!("{host}, guest {guest}")
+                format!("{host}, {backend}, guest {guest}")
             };
-            let offered = if platform == "33" { ", bit 33" } else { "" };
-            let _ = write!(head, " | {who}{offered}");
+            let offered = if column.first().platform_access {
+                ", bit 33"
+            } else {
+                ""
+            };
+            let _ = write!(head, "| {who}{offered} ");
         }
-        let _ = writeln!(text, "{head} |\n|---{}|", "|---".repeat(some.len()));
+        let _ = writeln!(text, "{head}|\n|---{}|", "|---".repeat(some.len()));
         for row in rows(&some) {
             let marks: Vec<String> = some.iter().map(|column| column.mark(row)).collect();
             let _ = writeln!(text, "| {row} | {} |", marks.join(" | "));
@@ -194,54 +232,60 @@ pub fn page(columns: &[Column], made: &Made) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::setting::{select, HERE};
     use super::*;
 
-    fn column(ok: bool) -> Column {
-        let setting = select(&["6.1".to_owned()], &[HERE.to_owned()]).unwrap()[1];
-        let found = Found {
-            guest: "6.1",
-            guest_kernel: String::from("6.1.0"),
-            host: HERE,
-            host_kernel: String::from("6.12"),
-            backend: String::from("userspace"),
+    fn found(host: &str, row: &str, ok: bool) -> Found {
+        Found {
+            guest: "6.1".into(),
+            guest_version: "6.1.1-1".into(),
+            host: host.into(),
+            host_version: "6.12".into(),
+            backend: "userspace".into(),
             platform_access: true,
-            row: "half-close",
-            expected: String::from("works"),
-            got: String::from(if ok { "works" } else { "error" }),
+            row: row.into(),
+            expected: "works".into(),
+            got: if ok { "works" } else { "error" }.into(),
             ok,
-            detail: String::from("first\nsecond"),
+            detail: "first\nsecond".into(),
             seconds: 1.0,
-        };
-        let found = vec![found];
-        Column { setting, found }
+            date: "2026-01-02".into(),
+            qemu: "10.0".into(),
+        }
     }
 
     #[test]
     fn a_failure_is_marked_and_explained() {
-        let good = render(&[column(true)]);
+        let good = render(&[found(HERE, "half-close", true)]);
         assert!(good.contains("half-close      works"), "{good}");
         assert!(!good.contains("FAILED"));
-        let bad = render(&[column(true), column(false)]);
-        assert!(bad.contains("FAILED: error"), "{bad}");
+        let bad = render(&[
+            found(HERE, "half-close", true),
+            found("7", "half-close", false),
+        ]);
+        assert!(
+            bad.contains("half-close      works             FAILED: error"),
+            "{bad}"
+        );
         assert!(bad.contains("\n    second\n"), "{bad}");
     }
 
     #[test]
     fn the_page_is_dated_and_has_the_rows() {
-        let made = Made {
-            date: String::from("2026-01-02"),
-            qemu: String::from("10.0"),
-            kernels: vec![("6.1", String::from("6.1.1-1"))],
-        };
-        let page = page(&[column(true)], &made);
+        let page = page(&[found(HERE, "a", true), found(HERE, "b", true)]);
         for expected in [
             "Made on 2026-01-02 with QEMU 10.0.",
-            "| 6.1 | 6.1.1-1 |",
-            "| | 6.1, bit 33 |\n|---|---|\n| half-close | works |",
+            "| 6.1 | 6.1.1-1 |\n| here | 6.12 |",
+            "| | 6.1, userspace, bit 33 |\n|---|---|\n| a | works |\n| b | works |",
         ] {
             assert!(page.contains(expected), "{expected}: {page}");
         }
         assert!(!page.contains("## Hosts"));
+    }
+
+    #[test]
+    fn rows_come_back_from_json() {
+        let rows = vec![found(HERE, "a", true), found("7", "a", false)];
+        let text = serde_json::to_string(&rows).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<Found>>(&text).unwrap(), rows);
     }
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What machines are made from: programs that were built, kernels, initramfs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, Context, Result};
-use tempfile::TempDir;
 
 use super::programs::Programs;
 use super::setting::Setting;
@@ -16,6 +15,7 @@ use crate::accel;
 use crate::cache::Cache;
 use crate::image::{Image, Purpose};
 use crate::initramfs::Archive;
+use crate::interrupt::Unfinished;
 use crate::kernels::Kernel;
 use crate::lab::{build_static, target_directory};
 use crate::packages::{self, Need};
@@ -83,7 +83,7 @@ pub struct Workshop {
     directory: PathBuf,
     accel: Option<Accel>,
     refresh: bool,
-    versions: Vec<(&'static str, String)>,
+    versions: BTreeMap<&'static str, String>,
 }
 
 impl Workshop {
@@ -115,7 +115,7 @@ impl Workshop {
             directory,
             accel: None,
             refresh,
-            versions: Vec::new(),
+            versions: BTreeMap::new(),
         })
     }
 
@@ -129,19 +129,21 @@ impl Workshop {
         &self.daemon
     }
 
-    /// The versions of the kernels used so far, by the table's names.
-    pub fn versions(&self) -> &[(&'static str, String)] {
-        &self.versions
+    /// Debian's version of a kernel that was used.
+    pub fn version(&self, kernel: &Kernel) -> String {
+        let known = self.versions.get(kernel.name);
+        known.map_or("?", String::as_str).to_owned()
     }
 
-    /// A short path for sockets, removed when dropped.
+    /// A directory with a short path, for sockets.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn sockets(&self) -> Result<TempDir> {
+    pub fn sockets(&self) -> Result<Unfinished> {
         tempfile::Builder::new()
             .prefix("crosvm-vsock-")
             .tempdir()
+            .map(Unfinished::new)
             .context("cannot make a directory for sockets")
     }
 
@@ -201,10 +203,7 @@ impl Workshop {
         let image = self.image(&kernel, Purpose::Host)?;
         let mut cargo = Cargo::into(image.archive(&self.agent)?);
         cargo.program(INNER.daemon, &self.daemon)?;
-        cargo.program(INNER.qemu, &in_path(qemu::PROGRAM)?)?;
-        for library in libraries(&in_path(qemu::PROGRAM)?)? {
-            cargo.program(&library, Path::new(&library))?;
-        }
+        cargo.program_with_libraries(INNER.qemu, &in_path(qemu::PROGRAM)?)?;
         for name in FIRMWARE {
             let place = FIRMWARE_PLACES
                 .iter()
@@ -220,10 +219,8 @@ impl Workshop {
 
     fn image(&mut self, kernel: &Kernel, purpose: Purpose) -> Result<Image> {
         let image = Image::prepare(kernel, purpose, &self.cache, self.refresh)?;
-        if !self.versions.iter().any(|(name, _)| *name == kernel.name) {
-            self.versions
-                .push((kernel.name, image.version().to_owned()));
-        }
+        let version = image.version().to_owned();
+        self.versions.insert(kernel.name, version);
         Ok(image)
     }
 
@@ -260,6 +257,15 @@ impl Cargo {
     pub fn program(&mut self, path: &str, from: &Path) -> Result<()> {
         let name = self.make_way(path)?;
         self.archive.program(&name, &read(from)?)
+    }
+
+    /// A program of this machine, with the libraries it needs where it looks for them.
+    fn program_with_libraries(&mut self, path: &str, from: &Path) -> Result<()> {
+        self.program(path, from)?;
+        for library in libraries(from)? {
+            self.program(&library, Path::new(&library))?;
+        }
+        Ok(())
     }
 
     /// Adds a file.
