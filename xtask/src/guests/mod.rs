@@ -8,6 +8,8 @@
 mod daemon;
 mod machine;
 mod peer;
+mod program_rows;
+mod programs;
 mod qmp;
 mod rows;
 pub mod setting;
