@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `demo` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `android`, `demo` and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod accel;
+mod android;
 mod apt;
 mod cache;
 mod demo;
@@ -54,6 +55,8 @@ enum Task {
     Kernels(Kernels),
     /// Tells the story of one bit with two meanings, in a booted kernel.
     Demo,
+    /// Checks the Android.bp files, and the sources with a compiler for Android.
+    Android,
     /// Runs every check of the project, the lab included.
     Test,
 }
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Kernels(options) => run_kernels(&options),
         Task::Demo => demo::run(),
+        Task::Android => android::run(),
         Task::Test => test::run(),
     };
     match done {
