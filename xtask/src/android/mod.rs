@@ -37,7 +37,7 @@ use self::cargo::Workspace;
 use self::rules::Rules;
 use self::sources::Sources;
 use self::toolchain::Toolchain;
-use self::unit::{units, Complaint, File, Product};
+use self::unit::{generated, units, Complaint, File, Product};
 use crate::cache::Cache;
 use crate::lab::{target_directory, workspace};
 use crate::process;
@@ -154,6 +154,7 @@ fn check(
     let rules = Rules {
         root,
         units: &units,
+        generated: &generated(&files),
         workspace,
         sources,
     };

@@ -11,7 +11,7 @@ use super::cargo::{Dependency, Package, Target, Workspace};
 use super::cfg::Setting;
 use super::soong::{Library, Origin, Place, LIBRARIES, WITHOUT_MODULE};
 use super::sources::Sources;
-use super::unit::{Complaint, Product, Unit};
+use super::unit::{Complaint, Generated, Product, Unit};
 
 /// What Cargo sets at build time and Soong does not.
 const CARGO_ONLY: &[&str] = &["CARGO_MANIFEST_DIR", "CARGO_BIN_EXE_"];
@@ -22,6 +22,8 @@ pub struct Rules<'a> {
     pub root: &'a Path,
     /// All units.
     pub units: &'a [Unit],
+    /// What is made of AIDL.
+    pub generated: &'a [Generated],
     /// Cargo's view.
     pub workspace: &'a Workspace,
     /// The source files.
@@ -32,6 +34,7 @@ pub struct Rules<'a> {
 #[derive(Clone, Copy)]
 enum Named<'a> {
     Own(&'a Unit),
+    Generated(&'a Generated),
     Other(&'static Library),
 }
 
@@ -39,7 +42,16 @@ impl Named<'_> {
     fn crate_name(self) -> String {
         match self {
             Self::Own(unit) => unit.crate_name(),
+            Self::Generated(generated) => generated.crate_name.clone(),
             Self::Other(library) => library.crate_name.to_owned(),
+        }
+    }
+
+    fn module(&self) -> &str {
+        match self {
+            Self::Own(unit) => &unit.name,
+            Self::Generated(generated) => &generated.module,
+            Self::Other(library) => library.module,
         }
     }
 }
@@ -133,11 +145,10 @@ impl Rules<'_> {
                 if library.product != Product::Library {
                     complain(format!("`{name}` is no library"));
                 }
-                for apex in unit.list("apex_available") {
-                    if !library.list("apex_available").contains(apex) {
-                        complain(format!("`{name}` is not available in `{apex}`"));
-                    }
-                }
+                available(unit, name, library.list("apex_available"), complain);
+            }
+            Some(Named::Generated(library)) => {
+                available(unit, name, &library.apex_available, complain);
             }
         }
     }
@@ -246,11 +257,11 @@ impl Rules<'_> {
             .filter_map(|name| self.find(name))
             .map(|named| (named.crate_name(), named))
             .collect();
-        let own_library = own_library(package, crate_root, self.root);
         let wanted = active
             .iter()
             .map(|dependency| dependency.crate_name())
-            .chain(own_library.clone());
+            .chain(own_library(package, crate_root, self.root))
+            .chain(self.of_android());
         let wanted: BTreeSet<String> = wanted
             .filter(|name| found.names.first.contains(name))
             .collect();
@@ -266,20 +277,10 @@ impl Rules<'_> {
             ));
         }
         for (name, named) in &linked {
-            let module = match named {
-                Named::Own(unit) => unit.name.as_str(),
-                Named::Other(library) => library.module,
-            };
-            // Android's own are no dependencies of Cargo's.
-            let of_android = matches!(
-                named,
-                Named::Other(library) if library.origin == Origin::Platform
-            );
-            let is_wanted =
-                wanted.contains(name) || (of_android && found.names.first.contains(name));
-            if !is_wanted {
+            if !wanted.contains(name) {
                 complain(format!(
-                    "rustlibs for {whose} has {module}, but the sources do not use `{name}`"
+                    "rustlibs for {whose} has {}, but the sources do not use `{name}`",
+                    named.module()
                 ));
             }
         }
@@ -403,8 +404,24 @@ impl Rules<'_> {
 
     fn find(&self, name: &str) -> Option<Named<'_>> {
         let own = self.units.iter().find(|unit| unit.name == name);
+        let generated = || self.generated.iter().find(|library| library.module == name);
         let other = || LIBRARIES.iter().find(|library| library.module == name);
-        own.map(Named::Own).or_else(|| other().map(Named::Other))
+        own.map(Named::Own)
+            .or_else(|| generated().map(Named::Generated))
+            .or_else(|| other().map(Named::Other))
+    }
+
+    /// The crates that only Android has: Cargo.toml does not know them.
+    fn of_android(&self) -> impl Iterator<Item = String> + '_ {
+        let generated = self
+            .generated
+            .iter()
+            .map(|library| library.crate_name.clone());
+        let platform = LIBRARIES
+            .iter()
+            .filter(|library| library.origin == Origin::Platform)
+            .map(|library| library.crate_name.to_owned());
+        generated.chain(platform)
     }
 
     /// The modules of a crate, for messages.
@@ -418,11 +435,25 @@ impl Rules<'_> {
             .iter()
             .filter(|library| library.crate_name == crate_name)
             .map(|library| library.module);
-        let all: Vec<&str> = own.chain(others).collect();
+        let generated = self
+            .generated
+            .iter()
+            .filter(|library| library.crate_name == crate_name)
+            .map(|library| library.module.as_str());
+        let all: Vec<&str> = own.chain(generated).chain(others).collect();
         if all.is_empty() {
             return "module for it, nor has AOSP one".to_owned();
         }
         all.join(" or ")
+    }
+}
+
+/// Whatever holds a unit must be able to hold its libraries.
+fn available(unit: &Unit, name: &str, places: &[String], complain: &mut impl FnMut(String)) {
+    for apex in unit.list("apex_available") {
+        if !places.contains(apex) {
+            complain(format!("`{name}` is not available in `{apex}`"));
+        }
     }
 }
 

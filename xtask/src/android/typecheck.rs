@@ -7,8 +7,8 @@
 //! package for each module. A library that is missing in Android.bp is missing
 //! there, too.
 //!
-//! Limits: crosvm's libraries are the stand-ins of this repository, and modules
-//! with a part of Android that is on no registry (binder) are left out. Nothing
+//! Limits: crosvm's libraries are the stand-ins of this repository, and features
+//! with a part of Android that is on no registry ([`OF_ANDROID`]) are off. Nothing
 //! is linked. What the crates of crates.io depend on is as Cargo resolves it.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::cargo::Workspace;
-use super::soong::{Origin, LIBRARIES};
+use super::soong::{Origin, LIBRARIES, OF_ANDROID};
 use super::toolchain::Toolchain;
 use super::unit::{Product, Unit};
 use crate::process;
@@ -51,14 +51,14 @@ pub fn run(
     toolchain: &Toolchain,
 ) -> Result<()> {
     let place = target.join("android/workspace");
-    let checked: Vec<&Unit> = units.iter().filter(|unit| can_check(unit)).collect();
-    let left_out: Vec<&str> = units
-        .iter()
-        .filter(|unit| !can_check(unit))
-        .map(|unit| unit.name.as_str())
-        .collect();
-    if !left_out.is_empty() {
-        eprintln!("  not checked for Android: {}", left_out.join(", "));
+    let checked: Vec<&Unit> = units.iter().filter(|unit| unit.on_device).collect();
+    for feature in OF_ANDROID {
+        if checked
+            .iter()
+            .any(|unit| features(unit).len() < unit.list("features").len())
+        {
+            eprintln!("  without the feature {feature}, whose crates only an Android tree has");
+        }
     }
     write_workspace(root, &place, &checked, workspace)?;
     eprintln!(
@@ -90,13 +90,22 @@ pub fn run(
     .context("Soong would not build this")
 }
 
-/// Everything for devices whose libraries are all to be had.
-fn can_check(unit: &Unit) -> bool {
-    let is_platform = |name: &&str| {
-        let mut libraries = LIBRARIES.iter();
-        libraries.any(|library| library.module == *name && library.origin == Origin::Platform)
+/// The features of a unit that can be checked.
+fn features(unit: &Unit) -> Vec<&str> {
+    let all = unit.list("features").iter().map(String::as_str);
+    all.filter(|feature| !OF_ANDROID.contains(feature))
+        .collect()
+}
+
+/// The libraries of a unit that can be had: its own, and those of the table.
+fn libraries<'a>(unit: &'a Unit, units: &[&Unit]) -> Vec<&'a str> {
+    let can_be_had = |name: &&str| {
+        let mut known = LIBRARIES.iter();
+        units.iter().any(|unit| unit.name == *name)
+            || known.any(|library| library.module == *name && library.origin != Origin::Platform)
     };
-    unit.on_device && !unit.libraries("android").iter().any(is_platform)
+    let all = unit.libraries("android").into_iter();
+    all.filter(can_be_had).collect()
 }
 
 fn write_workspace(
@@ -156,7 +165,7 @@ fn manifest(root: &Path, unit: &Unit, units: &[&Unit], workspace: &Workspace) ->
         quote(&crate_root.display().to_string())
     );
     text += "[features]\n";
-    let on: Vec<String> = unit.list("features").iter().map(|f| quote(f)).collect();
+    let on: Vec<String> = features(unit).into_iter().map(quote).collect();
     let _ = writeln!(text, "default = [{}]", on.join(", "));
     if let Some((package, _)) = workspace.target(&crate_root) {
         for feature in package.features.keys().filter(|name| *name != "default") {
@@ -164,7 +173,7 @@ fn manifest(root: &Path, unit: &Unit, units: &[&Unit], workspace: &Workspace) ->
         }
     }
     text += "\n[dependencies]\n";
-    for name in unit.libraries("android") {
+    for name in libraries(unit, units) {
         let _ = writeln!(text, "{}", dependency(root, name, units)?);
     }
     Ok(text + "\n" + LINTS)

@@ -162,6 +162,32 @@ impl Unit {
     }
 }
 
+/// A library that Soong's AIDL compiler makes of an `aidl_interface`.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// Its name, as rustlibs has it.
+    pub module: String,
+    /// The crate's name.
+    pub crate_name: String,
+    /// Where it may be installed.
+    pub apex_available: Vec<String>,
+}
+
+/// The Rust libraries of all interfaces that have one and no frozen version.
+pub fn generated(files: &[File]) -> Vec<Generated> {
+    let modules = files.iter().flat_map(|file| &file.modules);
+    modules
+        .filter(|module| module.kind == "aidl_interface")
+        .filter(|module| module.get("unstable") == Some(&Value::Bool(true)))
+        .filter(|module| module.get("backend.rust.enabled") == Some(&Value::Bool(true)))
+        .map(|module| Generated {
+            module: format!("{}-rust", module.name()),
+            crate_name: module.name().replace(['.', '-'], "_"),
+            apex_available: module.list("backend.rust.apex_available").to_vec(),
+        })
+        .collect()
+}
+
 /// The module types that files define themselves, with what they stand for.
 pub fn own_types(files: &[File]) -> BTreeMap<&str, &str> {
     let modules = files.iter().flat_map(|file| &file.modules);
