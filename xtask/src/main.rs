@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `android`, `demo` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `android`, `demo`, `compare` and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
@@ -12,7 +12,9 @@
 mod accel;
 mod android;
 mod apt;
+mod bench;
 mod cache;
+mod compare;
 mod demo;
 mod image;
 mod initramfs;
@@ -24,6 +26,7 @@ mod packages;
 mod process;
 mod protocol;
 mod qemu;
+mod rival;
 mod split;
 mod table;
 mod test;
@@ -59,6 +62,10 @@ enum Task {
     Android,
     /// Runs every check of the project, the lab included.
     Test,
+    /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
+    Compare,
+    /// Measures the daemon's speed beside its rival's.
+    Bench(bench::Options),
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +109,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Android => android::run(),
         Task::Test => test::run(),
+        Task::Compare => compare::run(),
+        Task::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

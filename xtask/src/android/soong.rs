@@ -272,6 +272,13 @@ pub const LIBRARIES: &[Library] = &[
         "1.0.150",
         &["default", "std"],
     ),
+    crates_io(
+        "libtempfile",
+        "tempfile",
+        "tempfile",
+        "3.27.0",
+        &["default", "getrandom"],
+    ),
     crates_io("libthiserror", "thiserror", "thiserror", "2.0.18", &["std"]),
     crates_io(
         "libvhost_android",
@@ -293,6 +300,13 @@ pub const LIBRARIES: &[Library] = &[
             "default",
             "rawfd",
         ],
+    ),
+    crates_io(
+        "libvmm_sys_util",
+        "vmm_sys_util",
+        "vmm-sys-util",
+        "0.15.0",
+        &[],
     ),
     crosvm("libbase_rust", "base"),
     crosvm("libdevices", "devices"),
