@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `compare`, `bench` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `android`, `compare`, `bench`
+//! and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod accel;
+mod android;
 mod apt;
 mod bench;
 mod cache;
@@ -64,6 +66,8 @@ enum Task {
     Guests(guests::Options),
     /// Boots a guest, talks with it from both sides, and says what happens.
     Demo(demo::Options),
+    /// Checks the Android.bp files, and the sources with a compiler for Android.
+    Android,
     /// Runs every check of the project, the lab included.
     Test,
     /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
@@ -117,6 +121,7 @@ fn main() -> ExitCode {
         Task::Kernels(options) => run_kernels(&options),
         Task::Guests(options) => guests::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Android => android::run(),
         Task::Test => test::run(),
         Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),
