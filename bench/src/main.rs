@@ -80,9 +80,12 @@ struct Measure {
     /// Bytes of a guest's receive buffer, header included.
     #[arg(long, default_value_t = 4096)]
     buffer: u32,
-    /// Connections, or VMs.
+    /// Connections.
     #[arg(long, default_value_t = 1)]
-    count: usize,
+    connections: usize,
+    /// VMs in the daemon, of which one is measured.
+    #[arg(long, default_value_t = 1)]
+    vms: usize,
     /// Length of the measurement in milliseconds.
     #[arg(long, default_value_t = 300)]
     window: u64,
@@ -113,7 +116,7 @@ fn main() -> Result<()> {
 impl Measure {
     fn run(&self) -> Result<Measured> {
         let window = Duration::from_millis(self.window);
-        let (size, count) = (self.size, self.count);
+        let (size, count) = (self.size, self.connections);
         match &self.program {
             None => {
                 let plain = Plain::new(window)?;
@@ -128,7 +131,9 @@ impl Measure {
                 }
             }
             Some(program) => {
-                let through = Through::new(program, window, self.buffer, self.strace);
+                let through = Through::new(program, window, self.buffer)
+                    .among(self.vms)
+                    .counting(self.strace);
                 match self.workload {
                     Workload::ToHost => through.to_host(size as usize),
                     Workload::ToGuest => through.to_guest(size as usize),
@@ -137,7 +142,7 @@ impl Measure {
                     Workload::ConnectFromHost => through.connect_from_host(),
                     Workload::Many => through.many(count, size),
                     Workload::Idle => through.idle(count),
-                    Workload::Vms => through.vms(count),
+                    Workload::Vms => through.vms(),
                 }
             }
         }

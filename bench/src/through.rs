@@ -24,40 +24,74 @@ const BATCH: usize = 16;
 /// What a daemon came to, besides what was measured.
 pub type Outcome = Result<Measured>;
 
+/// A daemon that runs, and its guests.
+struct Running {
+    guest: Guest,
+    _others: Vec<Guest>,
+    strace: Option<Strace>,
+    device: Device,
+}
+
+impl Running {
+    fn finish(self, mut measured: Measured) -> Outcome {
+        if let Some(strace) = self.strace {
+            measured.packets = self.guest.packets;
+            measured.calls = strace.calls()?;
+        }
+        Ok(measured)
+    }
+}
+
 /// A daemon under measurement.
 pub struct Through<'a> {
     program: &'a Path,
     window: Duration,
     /// Bytes of a receive buffer, header included.
     buffer: u32,
+    /// VMs in the process: one is measured, the others do nothing.
+    vms: usize,
     strace: bool,
 }
 
 impl<'a> Through<'a> {
     /// Measurements of `program` with windows of this length and receive buffers of
-    /// `buffer` bytes; with `strace`, system calls are counted, too.
-    pub fn new(program: &'a Path, window: Duration, buffer: u32, strace: bool) -> Self {
+    /// `buffer` bytes.
+    pub fn new(program: &'a Path, window: Duration, buffer: u32) -> Self {
         Self {
             program,
             window,
             buffer,
-            strace,
+            vms: 1,
+            strace: false,
         }
     }
 
-    fn start(&self, payload: u32) -> Result<(Device, Guest, Option<Strace>)> {
-        let device = Device::start(self.program, 1)?;
-        let guest = Guest::boot(&device.socket(0), CID, self.buffer, payload)?;
+    /// With `vms` VMs in the process: one is measured, the others do nothing.
+    pub fn among(self, vms: usize) -> Self {
+        Self { vms, ..self }
+    }
+
+    /// With system calls counted.
+    pub fn counting(self, strace: bool) -> Self {
+        Self { strace, ..self }
+    }
+
+    /// A daemon with its guests, of which the first has packets of up to `payload` bytes.
+    fn start(&self, payload: u32) -> Result<Running> {
+        let device = Device::start(self.program, self.vms)?;
+        let boot = |vm: usize, payload| {
+            let cid = CID + vm as u64;
+            Guest::boot(&device.socket(vm), cid, self.buffer, payload)
+        };
+        let guest = boot(0, payload)?;
+        let others: Result<Vec<Guest>> = (1..self.vms).map(|vm| boot(vm, 1)).collect();
         let strace = self.strace.then(|| Strace::attach(device.pid()));
-        Ok((device, guest, strace.transpose()?))
-    }
-
-    fn finish(mut measured: Measured, guest: &Guest, strace: Option<Strace>) -> Outcome {
-        if let Some(strace) = strace {
-            measured.packets = guest.packets;
-            measured.calls = strace.calls()?;
-        }
-        Ok(measured)
+        Ok(Running {
+            guest,
+            _others: others?,
+            strace: strace.transpose()?,
+            device,
+        })
     }
 
     fn window(&self, device: &Device) -> Window {
@@ -66,18 +100,13 @@ impl<'a> Through<'a> {
 
     /// Messages to the host's program.
     pub fn to_host(&self, size: usize) -> Outcome {
-        let device = Device::start(self.program, 1)?;
-        let path = device.port(0, PORT);
-        let part = Part::new(Role::Sink, path)
+        let packet = u32::try_from(size)?.min(MOST_PAYLOAD);
+        let mut running = self.start(packet)?;
+        let (device, guest) = (&running.device, &mut running.guest);
+        let part = Part::new(Role::Sink, device.port(0, PORT))
             .size(size)
             .window(self.window, Some(device.pid()));
         let mut peer = Peer::start(&part)?;
-        let packet = u32::try_from(size)?.min(MOST_PAYLOAD);
-        let mut guest = Guest::boot(&device.socket(0), CID, self.buffer, packet)?;
-        let strace = self
-            .strace
-            .then(|| Strace::attach(device.pid()))
-            .transpose()?;
         let mut stream = guest.connect(PORT)?;
         let done = AtomicBool::new(false);
         let waker = guest.waker()?;
@@ -90,7 +119,7 @@ impl<'a> Through<'a> {
             });
             while !done.load(Ordering::Acquire) {
                 while let Some(header) = guest.receive()? {
-                    answer(&mut guest, &mut stream, &header)?;
+                    answer(guest, &mut stream, &header)?;
                 }
                 let mut sent = 0;
                 while sent < BATCH && stream.room() >= packet && guest.has_slot()? {
@@ -104,24 +133,25 @@ impl<'a> Through<'a> {
             }
             join(result)
         })?;
-        Self::finish(measured??, &guest, strace)
+        running.finish(measured??)
     }
 
     /// Messages from the host's program.
     pub fn to_guest(&self, size: usize) -> Outcome {
-        let (device, mut guest, strace) = self.start(1)?;
+        let mut running = self.start(1)?;
+        let (device, guest) = (&running.device, &mut running.guest);
         let part = Part::new(Role::Source, device.host(0));
         let _peer = Peer::start(&part.size(size).port(Some(PORT)))?;
         let mut stream = guest.accept()?;
-        let mut window = self.window(&device);
+        let mut window = self.window(device);
         loop {
             let mut bytes = 0;
             while let Some(header) = guest.receive()? {
-                answer(&mut guest, &mut stream, &header)?;
+                answer(guest, &mut stream, &header)?;
                 bytes += u64::from(header.len);
             }
             if let Some(measured) = window.add(bytes)? {
-                return Self::finish(measured, &guest, strace);
+                return running.finish(measured);
             }
             match bytes {
                 0 => guest.wait()?,
@@ -132,17 +162,18 @@ impl<'a> Through<'a> {
 
     /// A byte there and back.
     pub fn ping(&self) -> Outcome {
-        let (device, mut guest, strace) = self.start(1)?;
+        let mut running = self.start(1)?;
+        let (device, guest) = (&running.device, &mut running.guest);
         let _peer = Peer::start(&Part::new(Role::Echo, device.port(0, PORT)))?;
         let mut stream = guest.connect(PORT)?;
-        let mut window = self.window(&device);
+        let mut window = self.window(device);
         let mut latencies = Vec::new();
         loop {
             let began = Instant::now();
             guest.send(&stream.header(Op::RW, 1))?;
             loop {
                 let header = guest.receive_now()?;
-                answer(&mut guest, &mut stream, &header)?;
+                answer(guest, &mut stream, &header)?;
                 if header.op == Op::RW {
                     break;
                 }
@@ -152,7 +183,7 @@ impl<'a> Through<'a> {
             }
             if let Some(mut measured) = window.add(1)? {
                 measured.latencies = latencies;
-                return Self::finish(measured, &guest, strace);
+                return running.finish(measured);
             }
         }
     }
@@ -160,16 +191,17 @@ impl<'a> Through<'a> {
     /// Connections from the guest, one after the other: a byte each, then the host's
     /// program closes.
     pub fn connect_from_guest(&self) -> Outcome {
-        let (device, mut guest, strace) = self.start(1)?;
+        let mut running = self.start(1)?;
+        let (device, guest) = (&running.device, &mut running.guest);
         let _peer = Peer::start(&Part::new(Role::Acceptor, device.port(0, PORT)))?;
-        let mut window = self.window(&device);
+        let mut window = self.window(device);
         loop {
             let mut stream = guest.connect(PORT)?;
             guest.send(&stream.header(Op::RW, 1))?;
             // As Linux answers a SHUTDOWN of both directions when all is read.
-            await_end(&mut guest, &mut stream)?;
+            await_end(guest, &mut stream)?;
             if let Some(measured) = window.add(1)? {
-                return Self::finish(measured, &guest, strace);
+                return running.finish(measured);
             }
         }
     }
@@ -177,7 +209,8 @@ impl<'a> Through<'a> {
     /// Connections from the host's program, one after the other: a byte each, then the
     /// guest closes.
     pub fn connect_from_host(&self) -> Outcome {
-        let (device, mut guest, strace) = self.start(1)?;
+        let mut running = self.start(1)?;
+        let (device, guest) = (&running.device, &mut running.guest);
         let part = Part::new(Role::Dialer, device.host(0))
             .window(self.window, Some(device.pid()))
             .port(Some(PORT));
@@ -210,12 +243,13 @@ impl<'a> Through<'a> {
             }
             join(result)
         })?;
-        Self::finish(measured??, &guest, strace)
+        running.finish(measured??)
     }
 
     /// Small messages there and back on many connections at once.
     pub fn many(&self, connections: usize, size: u32) -> Outcome {
-        let (device, mut guest, strace) = self.start(size)?;
+        let mut running = self.start(size)?;
+        let (device, guest) = (&running.device, &mut running.guest);
         let _peer = Peer::start(&Part::new(Role::EchoMany, device.port(0, PORT)))?;
         let before = device.memory()?;
         let mut streams = Vec::new();
@@ -227,7 +261,7 @@ impl<'a> Through<'a> {
         for stream in &mut streams {
             guest.send(&stream.header(Op::RW, size))?;
         }
-        let mut window = self.window(&device);
+        let mut window = self.window(device);
         loop {
             let mut count = 0;
             while let Some(header) = guest.receive()? {
@@ -238,7 +272,7 @@ impl<'a> Through<'a> {
                     !matches!(header.op, Op::RST | Op::SHUTDOWN),
                     "a connection ended: {header:?}"
                 );
-                answer(&mut guest, stream, &header)?;
+                answer(guest, stream, &header)?;
                 if header.op == Op::RW {
                     // An echo may come in two parts where the host's socket was full.
                     guest.send(&stream.header(Op::RW, header.len))?;
@@ -247,7 +281,7 @@ impl<'a> Through<'a> {
             }
             if let Some(mut measured) = window.add(count)? {
                 measured.memory = idle;
-                return Self::finish(measured, &guest, strace);
+                return running.finish(measured);
             }
             match count {
                 0 => guest.wait()?,
@@ -259,7 +293,8 @@ impl<'a> Through<'a> {
     /// Many connections that say nothing: what they cost in memory, and in CPU time over
     /// the window.
     pub fn idle(&self, connections: usize) -> Outcome {
-        let (device, mut guest, _) = self.start(1)?;
+        let mut running = self.start(1)?;
+        let (device, guest) = (&running.device, &mut running.guest);
         let _peer = Peer::start(&Part::new(Role::EchoMany, device.port(0, PORT)))?;
         // Past what the first one costs.
         guest.connect(PORT)?;
@@ -267,22 +302,14 @@ impl<'a> Through<'a> {
         for _ in 0..connections {
             guest.connect(PORT)?;
         }
-        idle(&device, before, connections, self.window)
+        idle(device, before, connections, self.window)
     }
 
     /// Many VMs in one process that do nothing.
-    pub fn vms(&self, vms: usize) -> Outcome {
-        let one = {
-            let device = Device::start(self.program, 1)?;
-            let _guest = Guest::boot(&device.socket(0), CID, self.buffer, 1)?;
-            device.memory()?
-        };
-        let device = Device::start(self.program, vms)?;
-        let guests: Result<Vec<Guest>> = (0..vms)
-            .map(|vm| Guest::boot(&device.socket(vm), CID + vm as u64, self.buffer, 1))
-            .collect();
-        let _guests = guests?;
-        idle(&device, one, vms, self.window)
+    pub fn vms(&self) -> Outcome {
+        let one = Self { vms: 1, ..*self }.start(1)?.device.memory()?;
+        let running = self.start(1)?;
+        idle(&running.device, one, self.vms, self.window)
     }
 }
 
