@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `demo` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `demo`, `test` and `bench`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
 //! [`kernels`] names them, [`image`] makes files that boot ([`mirror`], [`apt`],
 //! [`modules`], [`split`]; kept in [`cache`]), [`qemu`] runs them under what
 //! [`accel`] found, [`protocol`] is what they say and [`table`] what it means.
+//!
+//! [`bench`] measures the daemon against the [`rival`] that it replaces.
 
 #![forbid(unsafe_code)]
 
@@ -158,9 +160,7 @@ fn write_measurements(reports: &[Report]) -> Result<()> {
         .map(|report| (report.kernel().name, report.bench.as_slice()))
         .collect();
     for (kernel, measurements) in &all {
-        for measurement in *measurements {
-            println!("{kernel}: {measurement}");
-        }
+        println!("{}", bench::kernel_path::table(kernel, measurements));
     }
     let file = lab::target_directory().join("lab/bench.json");
     fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")
