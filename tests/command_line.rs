@@ -2,12 +2,14 @@
 
 //! The daemon as programs start it: arguments, exit codes, signals, readiness, sockets.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_driver::vhost_user::{Vmm, ACCESS_PLATFORM};
+use guest_driver::{Guest, GuestConfig};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -159,6 +161,24 @@ fn auto_says_which_backend_it_has_chosen_and_why() {
 }
 
 #[test]
+fn the_log_begins_with_version_features_and_backend() {
+    let dir = TempDir::new().unwrap();
+    let (_, text) = end(start(&dir, &vm_arguments(&dir, &[3, 4])), libc::SIGTERM);
+    let first = text.lines().next().unwrap_or_default();
+    let expected = concat!("crosvm-vsock ", env!("CARGO_PKG_VERSION"), " with ");
+    assert!(first.contains(expected), "{text}");
+    assert!(first.contains("vhost-user; backend userspace"), "{text}");
+
+    let device = dir.path().join("none");
+    let settings = format!("socket=s,backend=kernel,device={}", device.display());
+    let (code, text) = run(&["--vm", &settings]);
+    assert_eq!(code, 1, "{text}");
+    let first = text.lines().next().unwrap_or_default();
+    let expected = format!("backend kernel through {} (kind unknown)", device.display());
+    assert!(first.contains(&expected), "{text}");
+}
+
+#[test]
 fn help_goes_to_stdout() {
     let output = daemon().arg("--help").output().unwrap();
     assert!(output.status.success());
@@ -200,6 +220,39 @@ fn signals_end_it_cleanly_and_no_socket_stays() {
         assert_eq!(code, 0, "{text}");
         let _ = std::fs::remove_file(dir.path().join("notify"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+/// As QEMU hands them over: rings at addresses that only its vIOMMU understands, and then
+/// IOTLB messages.
+#[test]
+fn a_vmm_with_a_viommu_is_hung_up_on_and_the_log_says_what_to_do() {
+    let config = GuestConfig::default();
+    let guest = Guest::new(config.clone()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let child = start(&dir, &vm_arguments(&dir, &[3]));
+    let socket = dir.path().join("vhost3.socket");
+    let mut vmm = Vmm::connect(&socket).unwrap();
+    vmm.extra_features |= ACCESS_PLATFORM;
+    vmm.behind_viommu = true;
+    vmm.start(&guest, &config).unwrap_err();
+    drop(vmm);
+
+    let mut speaks = UnixStream::connect(&socket).unwrap();
+    speaks.set_read_timeout(Some(PATIENCE)).unwrap();
+    // VHOST_USER_IOTLB_MSG with a `struct vhost_iotlb_msg`.
+    let header = [22u32, 1, 32].map(u32::to_ne_bytes).concat();
+    speaks.write_all(&[header, vec![0; 32]].concat()).unwrap();
+    assert_eq!(speaks.read(&mut [0]).unwrap_or(0), 0);
+
+    let mut vmm = Vmm::connect(&socket).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    let (code, text) = end(child, libc::SIGTERM);
+    assert_eq!(code, 0, "{text}");
+    for expected in ["is not guest memory, and ACCESS_PLATFORM", "IOTLB messages"] {
+        let line = text.lines().find(|line| line.contains(expected));
+        let line = line.unwrap_or_else(|| panic!("{expected}: {text}"));
+        assert!(line.contains("QEMU: iommu_platform=off"), "{line}");
     }
 }
 

@@ -11,8 +11,9 @@
 //! was plugged in) keeps its connections. One that starts elsewhere is a guest that
 //! does not know them.
 //!
-//! Bit 33 may be acknowledged: as long as no front end sends IOTLB messages, which this
-//! device does not invite (no `BACKEND_REQ`), addresses are guest physical.
+//! Bit 33 may be acknowledged: as long as no front end translates, addresses are guest
+//! physical. One with a vIOMMU does, and is refused as soon as it shows: its rings lie at
+//! I/O virtual addresses, outside of its memory, and it sends IOTLB messages.
 //!
 //! `unsafe` here: telling [`GuestMemory`] that its regions are mapped.
 
@@ -144,11 +145,8 @@ impl<P: DataPath> Front<P> {
             return Ok(None);
         };
         let place = |address| {
-            self.to_guest(address).ok_or_else(|| {
-                refuse(format_args!(
-                    "queue {index}: {address:#x} is not guest memory"
-                ))
-            })
+            self.to_guest(address)
+                .ok_or_else(|| self.misplaced(index, address))
         };
         let [descriptors, available, used] = addresses;
         Ok(Some(Queue {
@@ -160,6 +158,25 @@ impl<P: DataPath> Front<P> {
             kick: vring.kick.clone(),
             call: vring.call.clone(),
         }))
+    }
+
+    /// A ring address that is not in the front end's memory. QEMU hands over I/O virtual
+    /// addresses (`vhost_memory_map`) where it acknowledges bit 33, which it does only
+    /// behind a vIOMMU.
+    fn misplaced(&self, index: usize, address: u64) -> Error {
+        let platform = self
+            .acked
+            .is_some_and(|acked| acked.has(Feature::ACCESS_PLATFORM));
+        if platform {
+            return refuse(format_args!(
+                "queue {index}: {address:#x} is not guest memory, and ACCESS_PLATFORM is \
+                 acknowledged: a vIOMMU translates for this device, which the daemon does not \
+                 serve; keep the device out of it (QEMU: iommu_platform=off)"
+            ));
+        }
+        refuse(format_args!(
+            "queue {index}: {address:#x} is not guest memory"
+        ))
     }
 
     /// Starts the device if all is there, or again if it runs and something has changed.

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use log::{debug, error, info};
+use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::BackendReqHandler;
 
 use super::front::Front;
@@ -49,6 +50,9 @@ const MESSAGE_HEADER: usize = 12;
 
 /// The longest message of the protocol as `vhost` has it (`MAX_MSG_SIZE`).
 const MOST_MESSAGE: usize = MESSAGE_HEADER + 0x1000;
+
+/// A translation of a vIOMMU's (`VHOST_USER_IOTLB_MSG`), which `vhost` does not know.
+const IOTLB_MSG: u32 = FrontendReq::IOTLB_MSG as u32;
 
 struct FrontEnd<P: DataPath> {
     handler: BackendReqHandler<Mutex<Front<P>>>,
@@ -85,7 +89,8 @@ pub struct Worker<P: DataPath> {
 
 /// What of a message has arrived.
 enum Arrival {
-    Complete,
+    /// All of it, with this request code.
+    Complete(u32),
     Partial,
     Gone,
 }
@@ -101,10 +106,11 @@ fn look(socket: &UnixStream) -> Arrival {
     if len < MESSAGE_HEADER {
         return Arrival::Partial;
     }
-    let rest = u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+    let field = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let (request, rest) = (field(0), field(8) as usize);
     // A message that is too long is complete in the sense that it can be refused.
     if len >= MESSAGE_HEADER + rest || rest > MOST_MESSAGE - MESSAGE_HEADER {
-        Arrival::Complete
+        Arrival::Complete(request)
     } else {
         Arrival::Partial
     }
@@ -242,7 +248,7 @@ impl<P: DataPath> Worker<P> {
         if self.front_end.is_some() {
             return;
         }
-        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete);
+        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete(_));
         let Some(place) = self.candidates.iter().position(speaks) else {
             return;
         };
@@ -280,7 +286,16 @@ impl<P: DataPath> Worker<P> {
                     info!("{}: the front end has left", self.name);
                     return self.part();
                 }
-                Arrival::Complete => {
+                Arrival::Complete(IOTLB_MSG) => {
+                    error!(
+                        "{}: the front end is hung up on: it sends IOTLB messages, so a vIOMMU \
+                         translates for this device, which the daemon does not serve; keep the \
+                         device out of it (QEMU: iommu_platform=off)",
+                        self.name
+                    );
+                    return self.part();
+                }
+                Arrival::Complete(_) => {
                     if let Err(error) = front_end.handler.handle_request() {
                         error!("{}: the front end is hung up on: {error}", self.name);
                         return self.part();

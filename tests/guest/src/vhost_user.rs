@@ -45,6 +45,9 @@ pub struct Vmm {
     pub optional_features: u64,
     /// Queues to set up: QEMU keeps the event queue to itself.
     pub queues: usize,
+    /// Whether the rings' addresses are handed over as the guest has them, as QEMU does
+    /// behind a vIOMMU, and not as this process has them.
+    pub behind_viommu: bool,
 }
 
 fn event_fd(fd: impl AsFd) -> io::Result<EventFd> {
@@ -73,6 +76,7 @@ impl Vmm {
             extra_features: 0,
             optional_features: SEQPACKET,
             queues: QUEUES,
+            behind_viommu: false,
         })
     }
 
@@ -148,6 +152,9 @@ impl Vmm {
         let space = guest.space();
         for (index, queue) in guest.queues().iter().enumerate().take(self.queues) {
             let hva = |address: BusAddr| {
+                if self.behind_viommu {
+                    return Ok(address.0);
+                }
                 let gpa = space.translate(address).map_err(io::Error::other)?;
                 guest.memory().hva(gpa, 1).map_err(io::Error::other)
             };
