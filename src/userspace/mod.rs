@@ -26,7 +26,7 @@
 //!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
 //!   one process meet;
-//! - [`socket`] system calls; `outbox`, `slab`, `timer`, `tokens` small parts;
+//! - [`socket`] system calls; `outbox`, `polling`, `slab`, `timer`, `tokens` small parts;
 //! - [`limits`], [`stats`].
 //!
 //! # Rules that make it fast, and keep it fair
@@ -45,6 +45,7 @@ pub mod listener;
 mod muxer;
 mod outbox;
 pub mod packet;
+mod polling;
 pub(crate) mod reset_event;
 pub mod ring;
 mod rx;
@@ -67,6 +68,7 @@ use self::hybrid::Reply;
 use self::limits::Limits;
 use self::listener::{HostPlace, HostSide};
 use self::muxer::Muxer;
+use self::polling::Polling;
 use self::ring::{RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};
 use self::stats::Stats;
@@ -104,7 +106,13 @@ pub struct Config {
     pub max_queue_size: u16,
     /// What the VM may use.
     pub limits: Limits,
+    /// How long to look for an answer before sleeping, while requests and answers
+    /// alternate. Zero: not at all.
+    pub poll: Duration,
 }
+
+/// How long a [`Config`] looks for an answer unless it is told.
+pub const DEFAULT_POLL: Duration = Duration::from_micros(30);
 
 impl Config {
     /// The defaults for a guest with host programs around `host`.
@@ -116,6 +124,7 @@ impl Config {
             groups: vec!["default".to_owned()],
             max_queue_size: MAX_QUEUE_SIZE,
             limits: Limits::default(),
+            poll: DEFAULT_POLL,
         }
     }
 }
@@ -143,6 +152,7 @@ struct Active {
 pub struct UserspacePath {
     muxer: Muxer,
     active: Option<Active>,
+    polling: Polling,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
     max_queue_size: u16,
@@ -162,6 +172,7 @@ impl UserspacePath {
             groups,
             max_queue_size,
             limits,
+            poll,
         } = config;
         let membership = neighbourhood.join(cid, groups, limits.sibling_requests)?;
         let muxer = Muxer::new(cid, HostSide::open(host)?, reply, limits, membership, epoll);
@@ -169,6 +180,7 @@ impl UserspacePath {
         Ok(Self {
             muxer,
             active: None,
+            polling: Polling::new(poll),
             reset_event: false,
             max_queue_size,
         })
@@ -249,10 +261,16 @@ impl Active {
         &mut self,
         muxer: &mut Muxer,
         reset_event: &mut bool,
+        polling: &mut Polling,
         now: Instant,
     ) -> Result<bool, RingError> {
         let memory = self.memory.clone();
         let mut more = false;
+        let moved = |muxer: &Muxer| {
+            let stats = &muxer.stats;
+            (stats.packets_from_guest.get(), stats.packets_to_guest.get())
+        };
+        let before = moved(muxer);
         if let Some(ring) = &mut self.rings[TX] {
             more |= tx::pump(ring, &memory, muxer, now)?;
         }
@@ -273,6 +291,13 @@ impl Active {
                 *reset_event = !reset_event::report(ring, &memory)?;
             }
             self.publish(EVENT);
+        }
+        let after = moved(muxer);
+        let look = polling.turned(after.0 != before.0, after.1 != before.1, now);
+        if !more && look {
+            // Whoever is to answer may need this processor.
+            std::thread::yield_now();
+            more = true;
         }
         if !more {
             if let Some(ring) = &mut self.rings[TX] {
@@ -362,7 +387,12 @@ impl DataPath for UserspacePath {
         self.muxer.tick(now);
         let more = match &mut self.active {
             None => false,
-            Some(active) => match active.turn(&mut self.muxer, &mut self.reset_event, now) {
+            Some(active) => match active.turn(
+                &mut self.muxer,
+                &mut self.reset_event,
+                &mut self.polling,
+                now,
+            ) {
                 Ok(more) => more,
                 Err(broken) => {
                     error!(
