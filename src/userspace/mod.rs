@@ -26,16 +26,17 @@
 //!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
 //!   one process meet;
-//! - [`socket`] system calls; `outbox`, `polling`, `slab`, `timer`, `tokens` small parts;
+//! - [`socket`] system calls; `completions`, `outbox`, `polling`, `slab`, `timer`, `tokens` small parts;
 //! - [`limits`], [`stats`].
 //!
 //! # Rules that make it fast, and keep it fair
 //! One thread a VM; a bounded burst from each queue a turn; many packets to a system call
-//! in both directions; rings published once a burst, with at most one notification; sockets
-//! registered once, edge-triggered, and watched for room only after they were full; no
+//! in both directions; rings published once a burst, with at most one notification, and
+//! mere completions once a quarter of a ring; sockets registered once, edge-triggered, and watched for room only after they were full; no
 //! copy but what a full socket refuses, bounded by credit. Nothing waits for one
 //! connection: not a full socket, not a full backlog, not a guest without buffers.
 
+mod completions;
 mod connection;
 pub mod credit;
 mod host;
@@ -64,6 +65,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, error, info};
 
+use self::completions::Completions;
 use self::hybrid::Reply;
 use self::limits::Limits;
 use self::listener::{HostPlace, HostSide};
@@ -146,6 +148,7 @@ struct Active {
     rings: [Option<SplitRing>; QUEUES],
     calls: [Option<Arc<EventFd>>; QUEUES],
     kicks: [Option<Arc<EventFd>>; QUEUES],
+    completions: Completions,
 }
 
 /// The data path of one VM.
@@ -207,6 +210,7 @@ impl Active {
             rings: [None, None, None],
             calls: [None, None, None],
             kicks: [None, None, None],
+            completions: Completions::new(),
         };
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
@@ -273,8 +277,12 @@ impl Active {
         let before = moved(muxer);
         if let Some(ring) = &mut self.rings[TX] {
             more |= tx::pump(ring, &memory, muxer, now)?;
+            let new = muxer.stats.packets_from_guest.get() != before.0;
+            let (owed, size) = (ring.owed(), ring.size());
+            if ring.has_unpublished() && self.completions.tell(owed, size, new, now) {
+                self.publish(TX);
+            }
         }
-        self.publish(TX);
         if let Some(ring) = &mut self.rings[RX] {
             let progress = rx::pump(ring, &memory, muxer, now)?;
             more |= progress.more;
@@ -344,7 +352,8 @@ impl DataPath for UserspacePath {
     }
 
     fn stop(&mut self) -> Option<[Option<u16>; QUEUES]> {
-        let active = self.active.take()?;
+        let mut active = self.active.take()?;
+        active.publish(TX);
         active.unwatch(&self.muxer.epoll);
         self.muxer.listening = false;
         debug!("vm {}: queues stopped", self.muxer.guest);
@@ -407,7 +416,9 @@ impl DataPath for UserspacePath {
         if more {
             return Some(Duration::ZERO);
         }
-        let deadline = self.muxer.next_deadline()?;
+        let due = self.active.as_ref().and_then(|a| a.completions.due());
+        let deadline = [self.muxer.next_deadline(), due].into_iter().flatten();
+        let deadline = deadline.min()?;
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
