@@ -15,6 +15,9 @@ pub(crate) fn report(ring: &mut SplitRing, memory: &GuestMemory) -> Result<bool,
     let mut segments = Vec::new();
     // Bounded: a driver may go on posting buffers that cannot hold the event.
     for _ in 0..=ring.size() {
+        if ring.turn_is_over() {
+            return Ok(false);
+        }
         if ring.available()? == 0 {
             if ring.enable_kicks() {
                 continue;

@@ -27,6 +27,10 @@ use crate::path::Queue;
 /// The largest split queue (VIRTIO 1.2, 2.7).
 pub const MAX_QUEUE_SIZE: u16 = 1 << 15;
 
+/// Descriptors looked at in a turn, give or take a chain: a driver may fill the largest
+/// queue with chains of its own length, and go on filling it while the device looks.
+const TURN: usize = 1 << 16;
+
 /// `VIRTQ_DESC_F_NEXT`: the chain goes on.
 const DESC_NEXT: u16 = 1;
 /// `VIRTQ_DESC_F_WRITE`: for the device to write.
@@ -152,6 +156,8 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index the driver sees.
     published: u16,
+    /// Chains and their descriptors looked at since the last publication.
+    looked_at: usize,
 }
 
 // SAFETY: the pointers lead into guest memory, which `_memory` keeps mapped and which
@@ -216,6 +222,7 @@ impl SplitRing {
             seen_available: queue.base,
             next_used: 0,
             published: 0,
+            looked_at: 0,
             _memory: memory,
         };
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
@@ -288,8 +295,25 @@ impl SplitRing {
             .available_u16(RING_HEADER + 2 * slot)
             .load(Ordering::Relaxed);
         self.next_available = self.next_available.wrapping_add(1);
-        let buffers = self.walk(memory, head, direction, out);
+        let mut walk = Walk {
+            memory,
+            direction,
+            out,
+            // VIRTIO 1.2, 2.7.5.3.1: a chain is no longer than the queue, tables included.
+            left: self.size,
+            total: 0,
+        };
+        let walked = self.walk(head, &mut walk);
+        let (left, total) = (walk.left, walk.total);
+        self.looked_at += 1 + usize::from(self.size - left);
+        let buffers = walked.map(|()| total);
         Some(Chain { head, buffers })
+    }
+
+    /// Whether enough was looked at since the last [`publish`](Self::publish): others are
+    /// to have their turn.
+    pub fn turn_is_over(&self) -> bool {
+        self.looked_at >= TURN
     }
 
     /// Puts the last `count` chains back as if never taken.
@@ -309,24 +333,10 @@ impl SplitRing {
         Descriptor::parse(&raw)
     }
 
-    fn walk<'m>(
-        &self,
-        memory: &'m GuestMemory,
-        head: u16,
-        direction: Direction,
-        out: &mut Vec<Segment<'m>>,
-    ) -> Result<u32, ChainError> {
+    fn walk(&self, head: u16, chain: &mut Walk<'_, '_>) -> Result<(), ChainError> {
         if head >= self.size {
             return Err(ChainError::Index(head));
         }
-        let mut chain = Walk {
-            memory,
-            direction,
-            out,
-            // VIRTIO 1.2, 2.7.5.3.1: a chain is no longer than the queue, tables included.
-            left: self.size,
-            total: 0,
-        };
         let mut index = head;
         loop {
             let descriptor = self.table_entry(index);
@@ -335,12 +345,11 @@ impl SplitRing {
                 if !self.indirect || descriptor.flags & DESC_NEXT != 0 {
                     return Err(ChainError::Indirect);
                 }
-                chain.indirect(descriptor)?;
-                return Ok(chain.total);
+                return chain.indirect(descriptor);
             }
             chain.buffer(descriptor)?;
             if descriptor.flags & DESC_NEXT == 0 {
-                return Ok(chain.total);
+                return Ok(());
             }
             index = descriptor.next;
             if index >= self.size {
@@ -367,6 +376,7 @@ impl SplitRing {
     /// Shows the driver all that was handed back since the last time. Whether it
     /// wants to be told (VIRTIO 1.2, 2.7.7).
     pub fn publish(&mut self) -> bool {
+        self.looked_at = 0;
         let (old, new) = (self.published, self.next_used);
         if old == new {
             return false;
