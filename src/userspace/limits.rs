@@ -15,7 +15,7 @@ pub struct Limits {
     /// `CONNECT` yet. Beyond: as above.
     pub half_open: usize,
     /// Bytes taken from the guest that full host sockets have refused, over all
-    /// connections. Beyond: the connection that adds to them is reset.
+    /// connections, and eight for each message among them. Beyond: the connection that adds to them is reset.
     pub pending_bytes: usize,
     /// RSTs for connections that do not exist, while the guest posts no buffers.
     /// Beyond: they are dropped.

@@ -251,8 +251,8 @@ impl Muxer {
             return;
         }
         self.stats.bytes_from_guest.add(len as u64);
-        let held =
-            connection.outbox.len() - connection.counted_pending.min(connection.outbox.len());
+        let held = connection.outbox.held();
+        let held = held - connection.counted_pending.min(held);
         if self.pending_bytes + held > self.limits.pending_bytes {
             self.stats.limit_pending_bytes.add(1);
             let limit = self.limits.pending_bytes;

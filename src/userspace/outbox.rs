@@ -3,8 +3,9 @@
 //! Bytes from the guest that a full host socket has refused.
 //!
 //! The only copy on the way to the host, and bounded: credit keeps a connection's
-//! share below its `buf_alloc`. Of sequenced packets the boundaries are kept, and the
-//! message still under way in pieces waits here for its end.
+//! share below its `buf_alloc`. Of sequenced packets the boundaries are kept, and count
+//! against the VM's limit with the bytes ([`Outbox::held`]); the message still under way
+//! in pieces waits here for its end.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -26,6 +27,11 @@ impl Outbox {
     /// Bytes held.
     pub fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Memory held, in bytes: a message without bytes needs no credit, but its place.
+    pub fn held(&self) -> usize {
+        self.bytes.len() + self.messages.len() * size_of::<usize>()
     }
 
     /// Whether nothing waits, not even a message under way.

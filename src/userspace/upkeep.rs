@@ -35,7 +35,7 @@ impl Muxer {
             self.remove(id);
             return;
         }
-        let pending = connection.outbox.len();
+        let pending = connection.outbox.held();
         self.pending_bytes = self.pending_bytes - connection.counted_pending + pending;
         connection.counted_pending = pending;
         let half_open = connection.is_half_open();

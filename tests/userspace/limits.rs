@@ -5,6 +5,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
+use crosvm_vsock::userspace::packet::SocketType as HostType;
+use crosvm_vsock::userspace::socket::Socket;
 use guest_driver::packet::Op;
 use guest_driver::SocketType;
 
@@ -147,4 +149,29 @@ fn descriptors() {
     drop(many);
     drop(client);
     vm.assert_alive();
+}
+
+#[test]
+fn messages_without_bytes() {
+    let vm = Vm::with(|c| c.limits.pending_bytes = 20_000, |_| {});
+    let path = vm.device.port_path(70);
+    let _listener = Socket::listen_unix(path.as_os_str(), HostType::SeqPacket).unwrap();
+    let raw = vm.guest.raw();
+    let send = |op, flags| {
+        let header = guest_driver::packet::Header {
+            socket_type: SocketType::SEQPACKET,
+            flags,
+            ..header(op, 1000, 70)
+        };
+        raw.send(&header, &[]).unwrap();
+    };
+    send(Op::REQUEST, 0);
+    raw.expect(Op::RESPONSE, PATIENCE).unwrap();
+    // The host does not read. Messages without bytes need no credit, but memory.
+    for _ in 0..5000 {
+        send(Op::RW, guest_driver::packet::seq_flags::EOM);
+    }
+    raw.expect(Op::RST, PATIENCE).unwrap();
+    vm.device
+        .assert_counted(|stats| &stats.limit_pending_bytes, 1);
 }
