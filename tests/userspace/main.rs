@@ -17,3 +17,4 @@ mod hostile;
 mod kernel_path;
 mod limits;
 mod property;
+mod viommu;
