@@ -14,8 +14,12 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// published yet.
 pub(crate) fn report(ring: &mut SplitRing, bus: &Bus) -> Result<bool, RingError> {
     let mut segments = Vec::new();
+    ring.begin_turn();
     // Bounded: a driver may go on posting buffers that cannot hold the event.
     for _ in 0..=ring.size() {
+        if ring.turn_is_over() {
+            return Ok(false);
+        }
         segments.clear();
         let Some(chain) = ring.pop(bus, Direction::Writable, &mut segments)? else {
             if ring.enable_kicks() {

@@ -61,7 +61,10 @@ impl<'m, 'r> Buffers<'m, 'r> {
     /// Looks at buffers until there are `count`, or room for `bytes`, or no more.
     fn look(&mut self, count: usize, bytes: usize) -> Result<(), RingError> {
         let mut room: usize = self.posted.iter().map(|buffer| buffer.room).sum();
-        while self.posted.len() < count && (room < bytes || self.posted.is_empty()) {
+        while self.posted.len() < count
+            && (room < bytes || self.posted.is_empty())
+            && !self.ring.turn_is_over()
+        {
             let start = self.arena.len();
             let popped = self
                 .ring
@@ -93,10 +96,10 @@ impl<'m, 'r> Buffers<'m, 'r> {
         Ok(())
     }
 
-    /// Whether there is a buffer.
+    /// Whether there is a buffer for this turn.
     fn any(&mut self) -> Result<bool, RingError> {
         self.look(1, 0)?;
-        self.starved |= self.posted.is_empty();
+        self.starved |= self.posted.is_empty() && !self.ring.turn_is_over();
         Ok(!self.posted.is_empty())
     }
 
@@ -146,6 +149,7 @@ pub(super) fn pump(
     muxer: &mut Muxer,
     now: Instant,
 ) -> Result<Progress, RingError> {
+    ring.begin_turn();
     let mut buffers = Buffers::new(ring, bus);
     let result = fill(&mut buffers, muxer, now);
     let Buffers {

@@ -13,6 +13,7 @@ mod conformance_siblings;
 mod forwarding;
 mod front_ends;
 mod harness;
+mod hostile;
 mod kernel_path;
 mod limits;
 mod property;
