@@ -3,10 +3,10 @@
 //! What may be asked of this data path beside moving data ([`Managed`]), and what it tells
 //! those who watch it.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::acceptor::Acceptor;
 use super::connection::{Connection, Greeting, Key, State};
 use super::muxer::Muxer;
 use super::packet::SocketType;
@@ -114,7 +114,7 @@ impl Managed for UserspacePath {
         })
     }
 
-    fn listen(&mut self, port: Port, acceptor: OwnedFd) -> Result<(), Refusal> {
+    fn listen(&mut self, port: Port, acceptor: Acceptor) -> Result<(), Refusal> {
         self.muxer.acceptors.add(port, acceptor)
     }
 
