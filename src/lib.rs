@@ -67,7 +67,10 @@
 //! # }
 //! ```
 
+pub mod access;
 pub mod address;
+#[cfg(feature = "userspace")]
+pub mod bus;
 pub mod compat;
 #[cfg(feature = "control")]
 pub mod control;

@@ -65,10 +65,15 @@ impl Muxer {
 
 impl Managed for UserspacePath {
     fn status(&self) -> Status {
+        let active = self.active.as_ref();
+        let translated = active.is_some_and(|active| active.bus.is_translated());
         Status {
-            mode: Mode::Off,
+            mode: match translated {
+                true => Mode::Translated,
+                false => Mode::Off,
+            },
             offered: FEATURES,
-            acknowledged: self.active.as_ref().map(|active| active.features),
+            acknowledged: active.map(|active| active.features),
             needs_reset: self.broken,
         }
     }

@@ -64,7 +64,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, error, info};
+use log::{debug, info};
 
 use self::hybrid::Reply;
 use self::limits::Limits;
@@ -74,15 +74,15 @@ use self::ring::{RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};
 use self::stats::Stats;
 use crate::address::GuestCid;
+use crate::bus::Bus;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
-use crate::guest_memory::GuestMemory;
 use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
 
 /// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
-/// protected memory uses its DMA API; as no front end sends IOTLB messages, addresses are
-/// guest physical, acknowledged or not.
+/// protected memory uses its DMA API. What addresses mean does not follow from it: they
+/// are guest physical unless the front end brings an IOTLB along.
 pub const FEATURES: FeatureSet = FeatureSet::of(&[
     Feature::VERSION_1,
     Feature::EVENT_IDX,
@@ -136,7 +136,7 @@ pub enum SetupError {
 
 /// The queues and the memory of a guest that runs.
 struct Active {
-    memory: Arc<GuestMemory>,
+    bus: Bus,
     features: FeatureSet,
     rings: [Option<SplitRing>; QUEUES],
     calls: [Option<Arc<EventFd>>; QUEUES],
@@ -191,6 +191,7 @@ impl Active {
     fn new(activation: Activation, epoll: &Epoll) -> io::Result<Self> {
         let Activation {
             memory,
+            iotlb,
             queues,
             features,
             resumed: _,
@@ -198,7 +199,7 @@ impl Active {
         let event_idx = features.has(Feature::EVENT_IDX);
         let indirect = features.has(Feature::INDIRECT_DESC);
         let mut active = Self {
-            memory,
+            bus: Bus::new(memory, iotlb),
             features,
             rings: [None, None, None],
             calls: [None, None, None],
@@ -206,9 +207,10 @@ impl Active {
         };
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
-            let ring = SplitRing::new(active.memory.clone(), &queue, event_idx, indirect).map_err(
-                |e| io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}")),
-            )?;
+            let ring = SplitRing::new(active.bus.memory().clone(), &queue, event_idx, indirect)
+                .map_err(|e| {
+                    io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}"))
+                })?;
             active.rings[index] = Some(ring);
             active.calls[index] = queue.call;
             active.kicks[index] = queue.kick;
@@ -259,14 +261,13 @@ impl Active {
         reset_event: &mut bool,
         now: Instant,
     ) -> Result<bool, RingError> {
-        let memory = self.memory.clone();
         let mut more = false;
         if let Some(ring) = &mut self.rings[TX] {
-            more |= tx::pump(ring, &memory, muxer, now)?;
+            more |= tx::pump(ring, &self.bus, muxer, now)?;
         }
         self.publish(TX);
         if let Some(ring) = &mut self.rings[RX] {
-            let progress = rx::pump(ring, &memory, muxer, now)?;
+            let progress = rx::pump(ring, &self.bus, muxer, now)?;
             more |= progress.more;
             // Kicks for buffers are of interest only while one is missing.
             if progress.starved {
@@ -278,7 +279,7 @@ impl Active {
         self.publish(RX);
         if *reset_event {
             if let Some(ring) = &mut self.rings[EVENT] {
-                *reset_event = !reset_event::report(ring, &memory)?;
+                *reset_event = !reset_event::report(ring, &self.bus)?;
             }
             self.publish(EVENT);
         }
@@ -309,13 +310,13 @@ impl DataPath for UserspacePath {
         let resumed = activation.resumed;
         if !resumed {
             self.muxer.forget_guest();
-            // A driver that is past its first entries knows connections that we do not.
-            self.reset_event = activation.queues[..EVENT]
-                .iter()
-                .flatten()
-                .any(|queue| queue.base != 0);
-            let (guest, features) = (self.muxer.guest, activation.features);
-            info!("vm {guest}: the driver is there, features: {features}");
+            // A driver whose queues were served before knows connections that we do not.
+            self.reset_event = activation.was_served();
+            // A guest can reset its driver as often as it likes.
+            if self.muxer.reports.allow() {
+                let (guest, features) = (self.muxer.guest, activation.features);
+                info!("vm {guest}: the driver is there, features: {features}");
+            }
         }
         self.active = Some(Active::new(activation, &self.muxer.epoll)?);
         self.muxer.listening = true;
@@ -342,16 +343,14 @@ impl DataPath for UserspacePath {
         self.broken = false;
     }
 
-    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()> {
         if let Some(place) = self.active.as_mut().and_then(|a| a.calls.get_mut(queue)) {
-            // Whoever waits on the new one has missed what the old one said.
             if let Some(call) = &call {
-                if let Err(error) = call.signal() {
-                    debug!("a call event cannot be signalled: {error}");
-                }
+                call.signal()?;
             }
             *place = call;
         }
+        Ok(())
     }
 
     fn event(&mut self, token: Token, interest: Interest) {
@@ -375,10 +374,9 @@ impl DataPath for UserspacePath {
             Some(active) => match active.turn(&mut self.muxer, &mut self.reset_event, now) {
                 Ok(more) => more,
                 Err(broken) => {
-                    error!(
-                        "vm {}: {broken}: its queues are left alone until it is reset",
-                        self.muxer.guest
-                    );
+                    self.muxer.report(format_args!(
+                        "{broken}: its queues are left alone until it is reset"
+                    ));
                     self.forget_guest();
                     self.broken = true;
                     false
