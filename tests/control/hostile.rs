@@ -162,6 +162,15 @@ impl Stuck {
     }
 }
 
+/// Lets a stuck callback go when dropped, so that its client can end.
+struct Release(Arc<AtomicBool>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Interface for Stuck {}
 
 impl VsockDeviceCallback for Stuck {
@@ -185,9 +194,9 @@ impl VsockDeviceCallback for Stuck {
 #[test]
 fn a_client_that_holds_a_callback_and_does_not_read() {
     let vm = Vm::start();
-    let release = Arc::<AtomicBool>::default();
     let stuck = Client::open(&vm.daemon.control(), true).unwrap();
-    let callback = binder::callback(Stuck(release.clone()));
+    let release = Release(Arc::default());
+    let callback = binder::callback(Stuck(release.0.clone()));
     stuck
         .device(3)
         .unwrap()
@@ -226,7 +235,7 @@ fn a_client_that_holds_a_callback_and_does_not_read() {
     }
     traffic.assert_flows();
     traffic.end();
-    release.store(true, Ordering::Relaxed);
+    drop(release);
     done.store(true, Ordering::Relaxed);
     drop(device.connect(5000).unwrap());
     accepting.join().unwrap();
