@@ -5,7 +5,7 @@
 //!
 //! A data path is [`Managed`] on its own thread; others reach it through a
 //! [`Mailbox`](crate::mailbox::Mailbox), and hear of what happens through
-//! [`Watchers`](crate::watchers::Watchers). Nothing here knows how an operator asks: that
+//! [`Watchers`]. Nothing here knows how an operator asks: that
 //! is the module `control`.
 
 use std::io;
