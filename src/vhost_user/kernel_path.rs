@@ -322,15 +322,15 @@ impl DataPath for KernelPath {
             // Logged there. Told of a reset, the guest ends its connections instead of
             // waiting for ever; vhost-user has no way to say more, the watchers have.
             let failures = monitor.handle();
-            for failure in &failures {
-                if let Failure::Denied(denial) = failure {
-                    self.denials += 1;
-                    self.watchers.tell(|| Event::Denied(*denial));
-                }
-            }
             if !failures.is_empty() {
                 self.broken = true;
                 self.reset_event = true;
+                for failure in failures {
+                    if let Failure::Denied(denial) = failure {
+                        self.denials += 1;
+                        self.watchers.tell(|| Event::Denied(denial));
+                    }
+                }
                 self.report_reset();
             }
         }
