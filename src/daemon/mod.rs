@@ -114,9 +114,11 @@ fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
     notify("READY=1");
     poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
     notify("STOPPING=1");
+    let result = finish(running);
+    // After the VMs: a client may wait for an answer from one of them.
     #[cfg(feature = "control")]
     drop(control);
-    finish(running)
+    result
 }
 
 fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> {

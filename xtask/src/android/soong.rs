@@ -340,6 +340,11 @@ pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
         "plays the VMM with vhost's feature vhost-user-frontend, which AOSP's vhost lacks",
     ),
     (
+        "crosvm_vsock",
+        "control",
+        "starts the binary through Cargo's CARGO_BIN_EXE, which Soong does not set",
+    ),
+    (
         "device_virtio_vsock",
         "descriptors",
         "drives the harness of the stand-ins, which crosvm's own crates do not have",
