@@ -64,7 +64,10 @@
 //! # }
 //! ```
 
+pub mod access;
 pub mod address;
+#[cfg(feature = "userspace")]
+pub mod bus;
 pub mod compat;
 #[cfg(feature = "userspace")]
 pub mod epoll;

@@ -4,6 +4,7 @@
 
 mod cli;
 mod daemon;
+mod logging;
 
 use std::process::ExitCode;
 
@@ -14,12 +15,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let mut logger =
-        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
-    if let Some(level) = &cli.daemon.log_level {
-        logger.parse_filters(level);
-    }
-    logger.init();
+    logging::init(cli.daemon.log_level.as_deref());
     match cli.command {
         Some(cli::Command::Probe(arguments)) => cli::probe::run(&arguments),
         #[cfg(feature = "generate")]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address::{Address, Gpa, GuestCid};
+use crate::bus::Iotlb;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
@@ -52,8 +53,11 @@ pub struct Queue {
 /// Everything a data path needs to run.
 #[derive(Debug)]
 pub struct Activation {
-    /// Guest memory; addresses in the queues are guest physical.
+    /// Guest memory; where the queues are is guest physical.
     pub memory: Arc<GuestMemory>,
+    /// What the addresses in descriptors are translated by, behind a vIOMMU. `None`: they
+    /// are guest physical.
+    pub iotlb: Option<Arc<Iotlb>>,
     /// The queues by index. Receive and transmit are there; the event queue may not be.
     pub queues: [Option<Queue>; QUEUES],
     /// What the driver has acknowledged.

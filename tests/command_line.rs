@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_driver::vhost_user::{Vmm, ACCESS_PLATFORM};
+use guest_driver::{Guest, GuestConfig};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -159,6 +161,24 @@ fn auto_says_which_backend_it_has_chosen_and_why() {
 }
 
 #[test]
+fn the_log_begins_with_version_features_and_backend() {
+    let dir = TempDir::new().unwrap();
+    let (_, text) = end(start(&dir, &vm_arguments(&dir, &[3, 4])), libc::SIGTERM);
+    let first = text.lines().next().unwrap_or_default();
+    let expected = concat!("crosvm-vsock ", env!("CARGO_PKG_VERSION"), " with ");
+    assert!(first.contains(expected), "{text}");
+    assert!(first.contains("vhost-user; backend userspace"), "{text}");
+
+    let device = dir.path().join("none");
+    let settings = format!("socket=s,backend=kernel,device={}", device.display());
+    let (code, text) = run(&["--vm", &settings]);
+    assert_eq!(code, 1, "{text}");
+    let first = text.lines().next().unwrap_or_default();
+    let expected = format!("backend kernel through {} (kind unknown)", device.display());
+    assert!(first.contains(&expected), "{text}");
+}
+
+#[test]
 fn help_goes_to_stdout() {
     let output = daemon().arg("--help").output().unwrap();
     assert!(output.status.success());
@@ -201,6 +221,28 @@ fn signals_end_it_cleanly_and_no_socket_stays() {
         let _ = std::fs::remove_file(dir.path().join("notify"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+}
+
+/// Rings at addresses that only a vIOMMU understands, and no way to ask it.
+#[test]
+fn a_viommu_that_cannot_be_asked_is_refused_and_the_log_says_why() {
+    let config = GuestConfig::default();
+    let guest = Guest::new(config.clone()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let child = start(&dir, &vm_arguments(&dir, &[3]));
+    let socket = dir.path().join("vhost3.socket");
+    let mut vmm = Vmm::connect(&socket).unwrap();
+    vmm.extra_features |= ACCESS_PLATFORM;
+    vmm.behind_viommu = true;
+    vmm.start(&guest, &config).unwrap_err();
+    drop(vmm);
+
+    let mut vmm = Vmm::connect(&socket).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    let (code, text) = end(child, libc::SIGTERM);
+    assert_eq!(code, 0, "{text}");
+    let refusal = "is not guest memory, and ACCESS_PLATFORM is acknowledged: a vIOMMU";
+    assert!(text.contains(refusal), "{text}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! All sockets are there before it reports readiness (sd_notify). Errors go to
 //! stderr.
 
+mod announce;
 mod notify;
 mod signals;
 
@@ -28,6 +29,7 @@ use crosvm_vsock::vhost_user::kernel_path::KernelPath;
 use crosvm_vsock::vhost_user::worker::Worker;
 use log::info;
 
+use self::announce::announce;
 use self::notify::notify;
 use self::signals::Signals;
 use crate::cli::vm::{Backend, Vm};
@@ -70,6 +72,7 @@ fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
     // Before any thread: they inherit the mask.
     let signals = Signals::block().context("cannot wait for signals")?;
     signals::raise_descriptor_limit();
+    announce(&vms);
     let neighbourhood = Arc::default();
     let mut all = Vec::new();
     for vm in vms {

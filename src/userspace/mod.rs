@@ -71,15 +71,15 @@ use self::ring::{RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};
 use self::stats::Stats;
 use crate::address::GuestCid;
+use crate::bus::Bus;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
-use crate::guest_memory::GuestMemory;
 use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
 
 /// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
-/// protected memory uses its DMA API; as no front end sends IOTLB messages, addresses are
-/// guest physical, acknowledged or not.
+/// protected memory uses its DMA API. What addresses mean does not follow from it: they
+/// are guest physical unless the front end brings an IOTLB along.
 pub const FEATURES: FeatureSet = FeatureSet::of(&[
     Feature::VERSION_1,
     Feature::EVENT_IDX,
@@ -133,7 +133,7 @@ pub enum SetupError {
 
 /// The queues and the memory of a guest that runs.
 struct Active {
-    memory: Arc<GuestMemory>,
+    bus: Bus,
     rings: [Option<SplitRing>; QUEUES],
     calls: [Option<Arc<EventFd>>; QUEUES],
     kicks: [Option<Arc<EventFd>>; QUEUES],
@@ -184,6 +184,7 @@ impl Active {
     fn new(activation: Activation, epoll: &Epoll) -> io::Result<Self> {
         let Activation {
             memory,
+            iotlb,
             queues,
             features,
             resumed: _,
@@ -191,16 +192,17 @@ impl Active {
         let event_idx = features.has(Feature::EVENT_IDX);
         let indirect = features.has(Feature::INDIRECT_DESC);
         let mut active = Self {
-            memory,
+            bus: Bus::new(memory, iotlb),
             rings: [None, None, None],
             calls: [None, None, None],
             kicks: [None, None, None],
         };
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
-            let ring = SplitRing::new(active.memory.clone(), &queue, event_idx, indirect).map_err(
-                |e| io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}")),
-            )?;
+            let ring = SplitRing::new(active.bus.memory().clone(), &queue, event_idx, indirect)
+                .map_err(|e| {
+                    io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}"))
+                })?;
             active.rings[index] = Some(ring);
             active.calls[index] = queue.call;
             active.kicks[index] = queue.kick;
@@ -251,14 +253,13 @@ impl Active {
         reset_event: &mut bool,
         now: Instant,
     ) -> Result<bool, RingError> {
-        let memory = self.memory.clone();
         let mut more = false;
         if let Some(ring) = &mut self.rings[TX] {
-            more |= tx::pump(ring, &memory, muxer, now)?;
+            more |= tx::pump(ring, &self.bus, muxer, now)?;
         }
         self.publish(TX);
         if let Some(ring) = &mut self.rings[RX] {
-            let progress = rx::pump(ring, &memory, muxer, now)?;
+            let progress = rx::pump(ring, &self.bus, muxer, now)?;
             more |= progress.more;
             // Kicks for buffers are of interest only while one is missing.
             if progress.starved {
@@ -270,7 +271,7 @@ impl Active {
         self.publish(RX);
         if *reset_event {
             if let Some(ring) = &mut self.rings[EVENT] {
-                *reset_event = !reset_event::report(ring, &memory)?;
+                *reset_event = !reset_event::report(ring, &self.bus)?;
             }
             self.publish(EVENT);
         }

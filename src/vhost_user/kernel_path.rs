@@ -176,6 +176,13 @@ impl DataPath for KernelPath {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        if activation.iotlb.is_some() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a vIOMMU translates for this device, which the kernel path does not serve: \
+                 use --backend userspace, or keep the device out of it (QEMU: iommu_platform=off)",
+            ));
+        }
         if !activation.resumed {
             if self.activation.is_some() {
                 self.renew().map_err(io::Error::other)?;

@@ -24,6 +24,7 @@ use log::{debug, error, info};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::front::Front;
+use super::iotlb::{Request, HEADER, IOTLB_MSG, SET_BACKEND_REQ_FD};
 use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
 use crate::path::{DataPath, PATH_KINDS};
@@ -53,11 +54,8 @@ const MOST_EVENTS: usize = 256;
 /// Requests handled before the data path gets its turn.
 const MOST_REQUESTS: usize = 64;
 
-/// Size of a vhost-user message's header: request, flags, size of the rest.
-const MESSAGE_HEADER: usize = 12;
-
 /// The longest message of the protocol as `vhost` has it (`MAX_MSG_SIZE`).
-const MOST_MESSAGE: usize = MESSAGE_HEADER + 0x1000;
+const MOST_MESSAGE: usize = HEADER + 0x1000;
 
 struct FrontEnd<P: DataPath> {
     handler: BackendReqHandler<Mutex<Front<P>>>,
@@ -99,7 +97,8 @@ pub struct Worker<P: DataPath> {
 
 /// What of a message has arrived.
 enum Arrival {
-    Complete,
+    /// All of it, with this request code.
+    Complete(u32),
     Partial,
     Gone,
 }
@@ -112,16 +111,35 @@ fn look(socket: &UnixStream) -> Arrival {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Arrival::Partial,
         Err(_) => return Arrival::Gone,
     };
-    if len < MESSAGE_HEADER {
+    if len < HEADER {
         return Arrival::Partial;
     }
-    let rest = u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+    let field = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let (request, rest) = (field(0), field(8) as usize);
     // A message that is too long is complete in the sense that it can be refused.
-    if len >= MESSAGE_HEADER + rest || rest > MOST_MESSAGE - MESSAGE_HEADER {
-        Arrival::Complete
+    if len >= HEADER + rest || rest > MOST_MESSAGE - HEADER {
+        Arrival::Complete(request)
     } else {
         Arrival::Partial
     }
+}
+
+/// Handles a request of those that `vhost` does not know. What was wrong with it, if it
+/// was refused.
+fn iotlb_request<P: DataPath>(
+    socket: &UnixStream,
+    front: &Mutex<Front<P>>,
+) -> io::Result<Option<String>> {
+    let mut request = Request::receive(socket)?;
+    let refused = match request.message() {
+        Ok(message) => {
+            let mut front = front.lock().unwrap_or_else(PoisonError::into_inner);
+            front.iotlb_message(message).err().map(|e| e.to_string())
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    request.reply(socket, refused.is_none())?;
+    Ok(refused)
 }
 
 /// Whether a reply can be written at once: the kernel says so while three quarters of the
@@ -235,7 +253,12 @@ impl<P: DataPath> Worker<P> {
                 self.choose();
             }
             let now = Instant::now();
-            timeout = self.front().path.turn(now);
+            timeout = {
+                let mut front = self.front();
+                let timeout = front.path.turn(now);
+                front.ask();
+                timeout
+            };
             if self.front_end.as_ref().is_some_and(|f| f.unread) {
                 timeout = Some(Duration::ZERO);
             }
@@ -286,7 +309,7 @@ impl<P: DataPath> Worker<P> {
 
     /// Hangs up on the candidate that has been silent for longest, if one is.
     fn make_room(&mut self) -> bool {
-        let speaks = |socket| matches!(look(socket), Arrival::Complete);
+        let speaks = |socket| matches!(look(socket), Arrival::Complete(_));
         let silent = self.candidates.iter().position(|(_, s)| !speaks(s));
         silent.map(|place| self.candidates.remove(place)).is_some()
     }
@@ -322,7 +345,7 @@ impl<P: DataPath> Worker<P> {
         if self.front_end.is_some() {
             return;
         }
-        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete);
+        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete(_));
         let Some(place) = self.candidates.iter().position(speaks) else {
             return;
         };
@@ -360,8 +383,22 @@ impl<P: DataPath> Worker<P> {
                     return self.part();
                 }
                 // Its event will come once replies were read.
-                Arrival::Complete if !has_room(&front_end.socket) => return,
-                Arrival::Complete => {
+                Arrival::Complete(_) if !has_room(&front_end.socket) => return,
+                Arrival::Complete(IOTLB_MSG | SET_BACKEND_REQ_FD) => {
+                    match iotlb_request(&front_end.socket, &self.front) {
+                        Ok(None) => {}
+                        Ok(Some(refused)) => {
+                            if self.reports.allow() {
+                                error!("{}: {refused}", self.name);
+                            }
+                        }
+                        Err(error) => {
+                            self.report(format_args!("the front end is hung up on: {error}"));
+                            return self.part();
+                        }
+                    }
+                }
+                Arrival::Complete(_) => {
                     if let Err(error) = front_end.handler.handle_request() {
                         self.report(format_args!("the front end is hung up on: {error}"));
                         return self.part();

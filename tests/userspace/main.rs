@@ -17,3 +17,4 @@ mod kernel_path;
 mod limits;
 mod property;
 mod spin;
+mod viommu;

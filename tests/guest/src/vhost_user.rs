@@ -3,13 +3,15 @@
 //! The VMM's side of vhost-user, for a guest whose device is in another process or
 //! behind a socket of this one: memory table, vrings, kicks and calls.
 //!
-//! Limits: no IOTLB, so addresses of the rings are translated here and those of
-//! buffers must be guest physical ([`Addressing::Physical`](crate::bus::Addressing)).
+//! A guest whose addresses are paged needs [`Vmm::behind_viommu`] and
+//! [`Vmm::serve_iotlb`].
 //!
-//! `unsafe` here: a duplicated descriptor becomes the `EventFd` that `vhost` asks for.
+//! `unsafe` here: duplicated descriptors become the `EventFd` that `vhost` asks for, and a
+//! second handle of the front end's socket.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusAddr;
 use crate::queues::Queue;
+use crate::viommu::Viommu;
 use crate::{Guest, GuestConfig};
 
 /// VIRTIO_F_VERSION_1 (VIRTIO 1.2, 6).
@@ -46,6 +49,9 @@ pub struct Vmm {
     pub optional_features: u64,
     /// Queues to set up: QEMU keeps the event queue to itself.
     pub queues: usize,
+    /// Whether the rings' addresses are handed over as the guest has them, as QEMU does
+    /// behind a vIOMMU, and not as this process has them.
+    pub behind_viommu: bool,
 }
 
 fn event_fd(fd: impl AsFd) -> io::Result<EventFd> {
@@ -74,6 +80,7 @@ impl Vmm {
             extra_features: 0,
             optional_features: SEQPACKET,
             queues: QUEUES,
+            behind_viommu: false,
         })
     }
 
@@ -104,9 +111,12 @@ impl Vmm {
         })?;
         features |= self.optional_features & offered;
         let protocol = request("GET_PROTOCOL_FEATURES", front_end.get_protocol_features())?;
-        let wanted = VhostUserProtocolFeatures::MQ
+        let mut wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK;
+        if self.behind_viommu {
+            wanted |= VhostUserProtocolFeatures::BACKEND_REQ;
+        }
         expect(protocol.contains(wanted), || {
             format!("protocol features {wanted:?} wanted, {protocol:?} offered")
         })?;
@@ -143,12 +153,29 @@ impl Vmm {
         request("SET_MEM_TABLE", self.front_end.set_mem_table(&regions)).map(drop)
     }
 
+    /// Opens a channel for misses and answers them from the guest's page table.
+    pub fn serve_iotlb(&mut self, guest: &Guest) -> io::Result<Viommu> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let front_end = &mut self.front_end;
+        request(
+            "SET_BACKEND_REQ_FD",
+            front_end.set_backend_request_fd(&theirs),
+        )?;
+        // SAFETY: the socket is open as long as the front end is.
+        let socket = unsafe { BorrowedFd::borrow_raw(front_end.as_raw_fd()) };
+        let socket = UnixStream::from(socket.try_clone_to_owned()?);
+        Viommu::new(ours, socket, guest.space().clone())
+    }
+
     /// Sets the rings up and starts them, each where the device has got to.
     pub fn start_rings(&mut self, guest: &Guest) -> io::Result<()> {
         let front_end = &mut self.front_end;
         let space = guest.space();
         for (index, queue) in guest.queues().iter().enumerate().take(self.queues) {
             let hva = |address: BusAddr| {
+                if self.behind_viommu {
+                    return Ok(address.0);
+                }
                 let gpa = space.translate(address).map_err(io::Error::other)?;
                 guest.memory().hva(gpa, 1).map_err(io::Error::other)
             };

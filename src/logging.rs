@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Where log lines go: on Android to its log, under the tag `crosvm-vsock`; elsewhere
+//! to standard error.
+//!
+//! What is logged is said by `RUST_LOG`, and by `--log-level` on top of it. Nothing here
+//! fails: a wrong filter is told on standard error and left out, and a second logger is
+//! none. Panics are logged too, since nobody reads a daemon's standard error on Android.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::PanicHookInfo;
+use std::sync::Once;
+
+use log::{error, log_enabled, Level};
+
+/// What is logged when nobody says it.
+const DEFAULT: &str = "info";
+
+/// Sets the log up; any call but the first does nothing.
+pub fn init(level: Option<&str>) {
+    static INIT: Once = Once::new();
+    INIT.call_once(|| {
+        let environment = std::env::var("RUST_LOG");
+        let environment = environment.as_deref().unwrap_or(DEFAULT);
+        install([Some(environment), level].into_iter().flatten());
+        log_panics();
+    });
+}
+
+#[cfg(target_os = "android")]
+fn install<'a>(filters: impl Iterator<Item = &'a str>) {
+    use android_logger::{Config, FilterBuilder};
+
+    let mut builder = FilterBuilder::new();
+    for filter in filters {
+        builder.parse(filter);
+    }
+    let filter = builder.build();
+    let config = Config::default()
+        .with_tag("crosvm-vsock")
+        .with_max_level(filter.filter())
+        .with_filter(filter);
+    android_logger::init_once(config);
+}
+
+#[cfg(not(target_os = "android"))]
+fn install<'a>(filters: impl Iterator<Item = &'a str>) {
+    let mut builder = env_logger::Builder::new();
+    for filter in filters {
+        builder.parse_filters(filter);
+    }
+    if let Err(error) = builder.try_init() {
+        eprintln!("crosvm-vsock: {error}");
+    }
+}
+
+/// Logs panics in place of printing them, unless errors are not logged.
+fn log_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if log_enabled!(Level::Error) {
+            error!("{}", describe(panic, &Backtrace::capture()));
+        } else {
+            print(panic);
+        }
+    }));
+}
+
+/// One line, and the backtrace if `RUST_BACKTRACE` asks for it.
+fn describe(panic: &PanicHookInfo<'_>, backtrace: &Backtrace) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let payload = panic.payload();
+    let message = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let mut text = format!("thread {name} has panicked: {message}");
+    if let Some(location) = panic.location() {
+        text += &format!(", at {location}");
+    }
+    if backtrace.status() == BacktraceStatus::Captured {
+        text += &format!("\n{backtrace}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{self, catch_unwind};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// One test, since a process has one panic hook.
+    #[test]
+    fn set_up_once_it_logs_panics_by_thread_message_and_place() {
+        init(Some("no=such=filter"));
+        init(Some("trace"));
+        assert!(log::max_level() < log::LevelFilter::Trace);
+
+        let described = Arc::new(Mutex::new(Vec::new()));
+        let into = described.clone();
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let line = describe(panic, &Backtrace::disabled());
+            into.lock().unwrap().push(line);
+        }));
+        let thread = std::thread::Builder::new().name("worker".to_owned());
+        let thread = thread.spawn(|| {
+            let number = 7;
+            let caught = [
+                catch_unwind(|| panic!("plain")).is_err(),
+                catch_unwind(|| panic!("number {number}")).is_err(),
+                catch_unwind(|| panic::panic_any(number)).is_err(),
+            ];
+            assert_eq!(caught, [true; 3]);
+        });
+        thread.unwrap().join().unwrap();
+        panic::set_hook(before);
+        let lines = described.lock().unwrap();
+        for message in ["plain", "number 7", "no message"] {
+            let start = format!("thread worker has panicked: {message}, at src/logging.rs:");
+            let found = lines.iter().any(|line| line.starts_with(&start));
+            assert!(found, "{start}: {lines:?}");
+        }
+    }
+}
