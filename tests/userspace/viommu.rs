@@ -28,7 +28,7 @@ impl Translated {
             ..GuestConfig::default()
         };
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        let mut vmm = device.connect();
         vmm.extra_features |= ACCESS_PLATFORM;
         vmm.behind_viommu = true;
         vmm.negotiate(&guest, &config).unwrap();

@@ -59,7 +59,7 @@ impl Vm {
         };
         guest(&mut config);
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        let mut vmm = device.connect();
         vmm.start(&guest, &config).unwrap();
         Self { guest, vmm, device }
     }
