@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use guest_driver::eventfd::EventFd;
 use guest_driver::queues::Queue;
+use guest_driver::rng::Rng;
 use guest_driver::{Guest, GuestConfig, SocketType};
 
 use crate::harness::{
-    accept, wait_until, Device, Vm, Vmm, ACCESS_PLATFORM, PATIENCE, SEQPACKET, VERSION_1,
+    accept, wait_until, Device, Vm, ACCESS_PLATFORM, PATIENCE, SEQPACKET, VERSION_1,
 };
 
 #[test]
@@ -168,6 +169,42 @@ fn half_a_request_and_nonsense_are_survived() {
     wrong.write_all(&message(9999)).unwrap();
     assert_eq!(wrong.read(&mut [0]).unwrap_or(0), 0);
     drop(half);
+    let config = GuestConfig::default();
+    let guest = Guest::new(config.clone()).unwrap();
+    let mut vmm = device.connect();
+    vmm.start(&guest, &config).unwrap();
+    Vm { guest, vmm, device }.assert_alive();
+}
+
+/// Requests that exist and do not, with bodies of any size and content.
+#[test]
+fn random_requests_do_no_harm() {
+    let device = Device::start(&Arc::default(), 3, |_| {});
+    for seed in 0..100 {
+        let mut rng = Rng::new(seed);
+        let mut socket = UnixStream::connect(device.socket()).unwrap();
+        for _ in 0..rng.up_to(20) {
+            let mut body = vec![0; rng.up_to(200) - 1];
+            for byte in &mut body {
+                *byte = match rng.up_to(3) {
+                    1 => rng.next_u64() as u8,
+                    _ => rng.up_to(4) as u8 - 1,
+                };
+            }
+            let size = match rng.up_to(5) {
+                1 => rng.up_to(5000),
+                _ => body.len(),
+            };
+            // Version 1, sometimes with the wish for a reply.
+            let flags = 1 | (rng.up_to(2) as u32 - 1) << 3;
+            let header = [rng.up_to(45) as u32, flags, size as u32];
+            let mut message = header.map(u32::to_ne_bytes).concat();
+            message.extend(body);
+            if socket.write_all(&message).is_err() {
+                break;
+            }
+        }
+    }
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
     let mut vmm = device.connect();

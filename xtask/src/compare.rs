@@ -63,6 +63,7 @@ const CHOICES: &[&str] = &[
     "front_ends::a_guest_whose_indices_have_wrapped_to_0_is_told_of_the_reset",
     "front_ends::half_a_request_and_nonsense_are_survived",
     "front_ends::offered_features",
+    "front_ends::random_requests_do_no_harm",
 ];
 
 /// The longest that a test may take; inside of one nothing waits longer than 20 s.
