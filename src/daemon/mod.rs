@@ -7,20 +7,25 @@
 //! stderr.
 
 mod announce;
+#[cfg(feature = "control")]
+mod control;
 mod notify;
 mod signals;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crosvm_vsock::address::GuestCid;
+use crosvm_vsock::compat::Mode;
 use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::{poll, EventFd};
-use crosvm_vsock::kernel::VhostVsock;
+use crosvm_vsock::kernel::{Addressing, VhostVsock};
 use crosvm_vsock::path::DataPath;
 use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
@@ -34,11 +39,16 @@ use self::notify::notify;
 use self::signals::Signals;
 use crate::cli::vm::{Backend, Vm};
 
+/// How long all threads together may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A VM that can be run on a thread of its own.
 struct Ready {
     cid: GuestCid,
     stop: Arc<EventFd>,
     run: Box<dyn FnOnce() -> io::Result<()> + Send>,
+    #[cfg(feature = "control")]
+    way: control::Way,
 }
 
 /// A VM's thread.
@@ -52,14 +62,16 @@ impl Ready {
         Self {
             cid,
             stop: worker.stop_event(),
+            #[cfg(feature = "control")]
+            way: control::Way::to(&worker),
             run: Box::new(|| worker.run()),
         }
     }
 }
 
-/// Serves `vms` until a signal.
-pub fn run(vms: Vec<Vm>) -> ExitCode {
-    match serve(vms) {
+/// Serves `vms` until a signal, and at the socket `control` whoever asks about them.
+pub fn run(vms: Vec<Vm>, control: Option<&Path>) -> ExitCode {
+    match serve(vms, control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("crosvm-vsock: {error:#}");
@@ -68,20 +80,27 @@ pub fn run(vms: Vec<Vm>) -> ExitCode {
     }
 }
 
-fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
+fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
     // Before any thread: they inherit the mask.
     let signals = Signals::block().context("cannot wait for signals")?;
     signals::raise_descriptor_limit();
     announce(&vms);
     let neighbourhood = Arc::default();
+    #[cfg(feature = "control")]
+    let abouts: Vec<_> = vms.iter().map(control::About::of).collect();
     let mut all = Vec::new();
     for vm in vms {
         let cid = vm.cid;
         all.push(prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?);
     }
+    #[cfg(feature = "control")]
+    let control = control::open(control, abouts, &all)?;
+    #[cfg(not(feature = "control"))]
+    let _ = control;
     let failed = Arc::new(EventFd::new().context("no event to wait for")?);
     let mut running = Vec::new();
-    for Ready { cid, stop, run } in all {
+    for vm in all {
+        let Ready { cid, stop, run, .. } = vm;
         let failed = failed.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vsock-{cid}"))
@@ -99,6 +118,8 @@ fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
     notify("READY=1");
     poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
     notify("STOPPING=1");
+    #[cfg(feature = "control")]
+    drop(control);
     finish(running)
 }
 
@@ -130,6 +151,7 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
         Backend::Kernel {
             device,
             max_queue_size,
+            mode,
         } => {
             let name = device.display().to_string();
             let open = Box::new(move || VhostVsock::open(&device));
@@ -140,19 +162,34 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
                 })?,
                 None => path?,
             };
-            info!("vm {cid}: kernel path through {name}{why}");
+            let path = match mode {
+                Mode::Restricted => path.with_addressing(Addressing::Restricted(Arc::default())),
+                Mode::Identity => path.with_addressing(Addressing::Identity),
+                Mode::Off | Mode::Translated => path,
+            };
+            info!("vm {cid}: kernel path through {name}, IOTLB {mode}{why}");
             Ok(Ready::new(cid, Worker::new(&socket, path)?))
         }
     }
 }
 
-/// Ends all threads; the first one's error, if there is one.
+/// Ends all threads; the first one's error, if there is one. One that does not end, since a
+/// VMM holds it up with an event that takes no signal, ends with the process.
 fn finish(running: Vec<Running>) -> anyhow::Result<()> {
     for vm in &running {
         vm.stop.signal().context("cannot stop a VM")?;
     }
+    let deadline = Instant::now() + PATIENCE;
     let mut result = Ok(());
     for vm in running {
+        while !vm.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !vm.thread.is_finished() {
+            let name = vm.thread.thread().name().unwrap_or("a VM").to_owned();
+            result = result.and(Err(anyhow::anyhow!("the thread {name} does not end")));
+            continue;
+        }
         let ended = vm
             .thread
             .join()

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `demo`, `compare` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `compare`, `bench` and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
 //! [`kernels`] names them, [`image`] makes files that boot ([`mirror`], [`apt`],
 //! [`modules`], [`split`]; kept in [`cache`]), [`qemu`] runs them under what
 //! [`accel`] found, [`protocol`] is what they say and [`table`] what it means.
+//!
+//! [`guests`] boots the same kernels as guests, whose own drivers talk to the
+//! daemon; [`demo`] does it once, for somebody who looks on.
 
 #![forbid(unsafe_code)]
 
@@ -15,8 +18,10 @@ mod bench;
 mod cache;
 mod compare;
 mod demo;
+mod guests;
 mod image;
 mod initramfs;
+mod interrupt;
 mod kernels;
 mod lab;
 mod mirror;
@@ -55,8 +60,10 @@ struct Cli {
 enum Task {
     /// Runs the device on real kernels, under QEMU.
     Kernels(Kernels),
-    /// Tells the story of one bit with two meanings, in a booted kernel.
-    Demo,
+    /// Runs real Linux guests against the daemon, under QEMU.
+    Guests(guests::Options),
+    /// Boots a guest, talks with it from both sides, and says what happens.
+    Demo(demo::Options),
     /// Runs every check of the project, the lab included.
     Test,
     /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
@@ -82,6 +89,10 @@ struct Kernels {
     /// Measures in place of testing.
     #[arg(long)]
     bench: bool,
+    /// Tells the story of one bit with two meanings in place of testing; in the
+    /// newest kernel, unless another is named.
+    #[arg(long, conflicts_with_all = ["bench", "modes"])]
+    demo: bool,
     /// Looks for newer kernel packages than the cached ones.
     #[arg(long)]
     refresh: bool,
@@ -101,13 +112,15 @@ enum Mode {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().task {
+    let task = Cli::parse().task;
+    let done = interrupt::install().and_then(|()| match task {
         Task::Kernels(options) => run_kernels(&options),
-        Task::Demo => demo::run(),
+        Task::Guests(options) => guests::run(&options),
+        Task::Demo(options) => demo::run(&options),
         Task::Test => test::run(),
         Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),
-    };
+    });
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -124,7 +137,11 @@ fn run_kernels(options: &Kernels) -> Result<bool> {
         print!("{}", kernels::list());
         return Ok(true);
     }
-    let selected = kernels::select(&options.kernels)?;
+    let newest = [kernels::NEWEST.to_owned()];
+    let selected = match options.kernels.as_slice() {
+        [] if options.demo => kernels::select(&newest)?,
+        names => kernels::select(names)?,
+    };
     let mode_name = |mode: &Mode| match mode {
         Mode::Off => "off".to_owned(),
         Mode::Identity => "identity".to_owned(),
@@ -134,7 +151,7 @@ fn run_kernels(options: &Kernels) -> Result<bool> {
     let wish = Wish {
         modes: options.modes.iter().map(mode_name).collect(),
         bench: options.bench,
-        demo: false,
+        demo: options.demo,
         refresh: options.refresh,
     };
     let mut lab = Lab::open()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask test`: every check of the project, counted in one line.
 //!
-//! Format, lints, documentation, the cargo tests, the kernel lab. A step that
+//! Format, lints, documentation, the cargo tests, the kernel lab, real guests. A step that
 //! fails does not stop the others. The last line is `N passed, N failed`.
 
 use std::io::{BufRead, BufReader};
@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::guests;
 use crate::kernels::KERNELS;
 use crate::lab::{workspace, Lab, Wish};
 use crate::process;
@@ -81,6 +82,8 @@ pub fn run() -> Result<bool> {
     }
     println!("== kernel lab");
     count += judge("kernel lab", kernel_lab());
+    println!("== guests");
+    count += judge("guests", guests());
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(count.failed == 0)
 }
@@ -150,6 +153,14 @@ fn kernel_lab() -> Result<Count> {
     let mut count = Count::default();
     for row in reports.iter().flat_map(Report::rows) {
         count += Count::one(row.ok);
+    }
+    Ok(count)
+}
+
+fn guests() -> Result<Count> {
+    let mut count = Count::default();
+    for found in guests::short_set()? {
+        count += Count::one(found.ok);
     }
     Ok(count)
 }
