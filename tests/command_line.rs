@@ -361,7 +361,7 @@ fn a_vmm_that_holds_its_device_up_holds_up_neither_its_neighbour_nor_the_end() {
             ..GuestConfig::default()
         };
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(dir.path().join(format!("{cid}.socket"))).unwrap();
+        let mut vmm = Vmm::connect(dir.path().join(format!("vhost{cid}.socket"))).unwrap();
         vmm.start(&guest, &config).unwrap();
         (guest, vmm)
     };

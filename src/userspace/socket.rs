@@ -279,7 +279,10 @@ impl Socket {
     pub fn next_message_len(&self) -> io::Result<Option<usize>> {
         // One byte: vsock has nothing to say to whoever asks for none.
         match self.receive_flags(&mut [0], libc::MSG_PEEK | libc::MSG_TRUNC) {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+            // Linux 5.14 to 6.5 make the one out of the other.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM)) => {
+                Ok(None)
+            }
             len => len.map(Some),
         }
     }
