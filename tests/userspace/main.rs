@@ -17,4 +17,5 @@ mod hostile;
 mod kernel_path;
 mod limits;
 mod property;
+mod spin;
 mod viommu;
