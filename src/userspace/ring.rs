@@ -157,6 +157,9 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index the driver sees.
     published: u16,
+    /// Entries of the descriptor table in chains taken since the driver was last shown
+    /// what was handed back.
+    owed: u32,
 }
 
 // SAFETY: the pointers lead into guest memory, which `_memory` keeps mapped and which
@@ -221,6 +224,7 @@ impl SplitRing {
             seen_available: queue.base,
             next_used: 0,
             published: 0,
+            owed: 0,
             _memory: memory,
         };
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
@@ -321,8 +325,19 @@ impl SplitRing {
         Descriptor::parse(&raw)
     }
 
+    /// Whether the driver has not been shown all that was handed back.
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.next_used
+    }
+
+    /// How many entries of its descriptor table the driver would get back now: counted
+    /// when chains are taken.
+    pub fn owed(&self) -> u32 {
+        self.owed
+    }
+
     fn walk<'m>(
-        &self,
+        &mut self,
         bus: &'m Bus,
         head: u16,
         direction: Direction,
@@ -342,6 +357,7 @@ impl SplitRing {
         let mut index = head;
         loop {
             let descriptor = self.table_entry(index);
+            self.owed = self.owed.saturating_add(1);
             if descriptor.flags & DESC_INDIRECT != 0 {
                 // 2.7.5.3.1: an indirect descriptor ends its chain.
                 if !self.indirect || descriptor.flags & DESC_NEXT != 0 {
@@ -385,6 +401,7 @@ impl SplitRing {
         }
         self.used_u16(2).store(new, Ordering::Release);
         self.published = new;
+        self.owed = 0;
         // The index must be visible before the driver's wish is read: the driver
         // writes its wish and then looks at the index.
         fence(Ordering::SeqCst);

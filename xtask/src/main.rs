@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `compare`, `bench` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `android`, `compare`, `bench`
+//! and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
@@ -9,10 +10,12 @@
 //!
 //! [`guests`] boots the same kernels as guests, whose own drivers talk to the
 //! daemon; [`demo`] does it once, for somebody who looks on.
+//! [`bench`] measures the daemon against the [`rival`] that it replaces.
 
 #![forbid(unsafe_code)]
 
 mod accel;
+mod android;
 mod apt;
 mod bench;
 mod cache;
@@ -64,6 +67,8 @@ enum Task {
     Guests(guests::Options),
     /// Boots a guest, talks with it from both sides, and says what happens.
     Demo(demo::Options),
+    /// Checks the Android.bp files, and the sources with a compiler for Android.
+    Android,
     /// Runs every check of the project, the lab included.
     Test,
     /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
@@ -117,6 +122,7 @@ fn main() -> ExitCode {
         Task::Kernels(options) => run_kernels(&options),
         Task::Guests(options) => guests::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Android => android::run(),
         Task::Test => test::run(),
         Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),
@@ -179,9 +185,7 @@ fn write_measurements(reports: &[Report]) -> Result<()> {
         .map(|report| (report.kernel().name, report.bench.as_slice()))
         .collect();
     for (kernel, measurements) in &all {
-        for measurement in *measurements {
-            println!("{kernel}: {measurement}");
-        }
+        println!("{}", bench::kernel_path::table(kernel, measurements));
     }
     let file = lab::target_directory().join("lab/bench.json");
     fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")
