@@ -336,6 +336,11 @@ pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
     ),
     (
         "crosvm_vsock",
+        "pages",
+        "holds the pages for users against the sources, which are not where a test runs under Soong",
+    ),
+    (
+        "crosvm_vsock",
         "userspace",
         "plays the VMM with vhost's feature vhost-user-frontend, which AOSP's vhost lacks",
     ),
