@@ -61,7 +61,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, error, info};
+use log::{debug, info};
 
 use self::hybrid::Reply;
 use self::limits::Limits;
@@ -302,13 +302,13 @@ impl DataPath for UserspacePath {
         let resumed = activation.resumed;
         if !resumed {
             self.muxer.forget_guest();
-            // A driver that is past its first entries knows connections that we do not.
-            self.reset_event = activation.queues[..EVENT]
-                .iter()
-                .flatten()
-                .any(|queue| queue.base != 0);
-            let (guest, features) = (self.muxer.guest, activation.features);
-            info!("vm {guest}: the driver is there, features: {features}");
+            // A driver whose queues were served before knows connections that we do not.
+            self.reset_event = activation.was_served();
+            // A guest can reset its driver as often as it likes.
+            if self.muxer.reports.allow() {
+                let (guest, features) = (self.muxer.guest, activation.features);
+                info!("vm {guest}: the driver is there, features: {features}");
+            }
         }
         self.active = Some(Active::new(activation, &self.muxer.epoll)?);
         self.muxer.listening = true;
@@ -333,16 +333,14 @@ impl DataPath for UserspacePath {
         self.muxer.forget_guest();
     }
 
-    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()> {
         if let Some(place) = self.active.as_mut().and_then(|a| a.calls.get_mut(queue)) {
-            // Whoever waits on the new one has missed what the old one said.
             if let Some(call) = &call {
-                if let Err(error) = call.signal() {
-                    debug!("a call event cannot be signalled: {error}");
-                }
+                call.signal()?;
             }
             *place = call;
         }
+        Ok(())
     }
 
     fn event(&mut self, token: Token, interest: Interest) {
@@ -366,10 +364,9 @@ impl DataPath for UserspacePath {
             Some(active) => match active.turn(&mut self.muxer, &mut self.reset_event, now) {
                 Ok(more) => more,
                 Err(broken) => {
-                    error!(
-                        "vm {}: {broken}: its queues are left alone until it is reset",
-                        self.muxer.guest
-                    );
+                    self.muxer.report(format_args!(
+                        "{broken}: its queues are left alone until it is reset"
+                    ));
                     self.forget_guest();
                     false
                 }

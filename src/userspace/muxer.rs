@@ -50,6 +50,33 @@ pub enum Verdict {
     },
 }
 
+/// How many connections are not established yet.
+#[derive(Debug, Default)]
+pub(super) struct HalfOpen {
+    /// All of them.
+    pub(super) all: usize,
+    /// Those that siblings ask for and the guest has not answered.
+    pub(super) by_siblings: usize,
+}
+
+impl HalfOpen {
+    /// Counts a connection in or out, if that is news.
+    pub(super) fn count(&mut self, connection: &mut Connection, half_open: bool) {
+        if connection.counted_half_open == half_open {
+            return;
+        }
+        connection.counted_half_open = half_open;
+        let by_sibling = usize::from(connection.asked_by_sibling);
+        if half_open {
+            self.all += 1;
+            self.by_siblings += by_sibling;
+        } else {
+            self.all -= 1;
+            self.by_siblings -= by_sibling;
+        }
+    }
+}
+
 /// Connections, clients and their books.
 pub struct Muxer {
     pub(super) guest: GuestCid,
@@ -70,13 +97,15 @@ pub struct Muxer {
     pub(super) resets: VecDeque<Header>,
     pub(super) timers: Timers,
     pub(super) client_timers: Timers,
-    pub(super) half_open: usize,
+    pub(super) half_open: HalfOpen,
     pub(super) pending_bytes: usize,
     pub(super) next_port: u32,
     /// Whether there is a guest to connect to.
     pub(super) listening: bool,
     /// A descriptor to give up when there is no other.
     pub(super) spare: Option<EventFd>,
+    /// No client is let in until then, for want of descriptors.
+    pub(super) closed_until: Option<Instant>,
     pub(super) reports: RateLimit,
 }
 
@@ -106,11 +135,12 @@ impl Muxer {
             resets: VecDeque::new(),
             timers: Timers::default(),
             client_timers: Timers::default(),
-            half_open: 0,
+            half_open: HalfOpen::default(),
             pending_bytes: 0,
             next_port: FIRST_HOST_PORT,
             listening: false,
             spare: EventFd::new().ok(),
+            closed_until: None,
             reports: RateLimit::default(),
         }
     }
@@ -251,8 +281,10 @@ impl Muxer {
             return;
         }
         self.stats.bytes_from_guest.add(len as u64);
-        let held =
-            connection.outbox.len() - connection.counted_pending.min(connection.outbox.len());
+        let held = connection
+            .outbox
+            .held()
+            .saturating_sub(connection.counted_pending);
         if self.pending_bytes + held > self.limits.pending_bytes {
             self.stats.limit_pending_bytes.add(1);
             let limit = self.limits.pending_bytes;
@@ -362,15 +394,15 @@ impl Muxer {
     /// Forgets a connection; its socket closes.
     pub(super) fn remove(&mut self, id: Id) {
         self.unname(id);
-        if let Some(connection) = self.connections.remove(id) {
+        if let Some(mut connection) = self.connections.remove(id) {
             self.pending_bytes -= connection.counted_pending;
-            self.half_open -= usize::from(connection.counted_half_open);
+            self.half_open.count(&mut connection, false);
         }
     }
 
     /// Adds a connection that `key` names from now on. `None`: a limit is hit.
     pub(super) fn add(&mut self, key: Key, socket_type: SocketType, state: State) -> Option<Id> {
-        if self.half_open + self.clients.len() >= self.limits.half_open {
+        if self.half_open.all + self.clients.len() >= self.limits.half_open {
             self.stats.limit_half_open.add(1);
             let limit = self.limits.half_open;
             self.report(format_args!(

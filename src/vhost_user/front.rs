@@ -20,10 +20,11 @@
 //! `unsafe` here: telling [`GuestMemory`] that its regions are mapped.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use log::{debug, error};
+use log::{debug, error, warn};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -32,9 +33,9 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{
     Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
 };
-use vm_memory::mmap::MmapRegion;
 
 use super::iotlb::{Channel, Message};
+use super::shared_memory::{map, Size};
 use crate::access::Access;
 use crate::address::{Address, Gpa, Hva, Iova, Range};
 use crate::bus::{Iotlb, NoPlace};
@@ -82,6 +83,7 @@ pub struct Front<P> {
     iotlb: Arc<Iotlb>,
     /// The device would run if it were known where its rings are.
     waiting: bool,
+    told_of_loose_memory: bool,
 }
 
 /// A part of a ring (VIRTIO 1.2, 2.7).
@@ -137,9 +139,9 @@ impl Setup {
     }
 }
 
+/// The reason is logged by whoever hangs up on the front end.
 fn refuse(what: std::fmt::Arguments<'_>) -> Error {
-    error!("vhost-user: {what}");
-    Error::InvalidParam
+    Error::ReqHandlerError(io::Error::other(what.to_string()))
 }
 
 fn bad_memory(error: impl std::fmt::Display) -> Error {
@@ -163,6 +165,7 @@ impl<P: DataPath> Front<P> {
             channel: None,
             iotlb: Arc::default(),
             waiting: false,
+            told_of_loose_memory: false,
         }
     }
 
@@ -395,18 +398,6 @@ impl<P: DataPath> Front<P> {
     }
 }
 
-fn map(region: &VhostUserMemoryRegion, file: File) -> Result<MmapRegion> {
-    let (offset, size) = (region.mmap_offset, region.memory_size);
-    let len = file.metadata().map_err(Error::ReqHandlerError)?.len();
-    // Access beyond the end of a file is a SIGBUS, not an error.
-    if offset.checked_add(size).is_none_or(|end| end > len) {
-        return Err(refuse(format_args!(
-            "a memory region of {size:#x} bytes at offset {offset:#x} of a file of {len:#x}"
-        )));
-    }
-    region.mmap_region(file)
-}
-
 impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
@@ -454,8 +445,10 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         let mut mappings = Vec::new();
         let mut table = Vec::new();
         let mut views = Vec::new();
+        let mut loose = false;
         for (region, file) in regions.iter().zip(files) {
-            let mapping = map(region, file)?;
+            let (mapping, file_size) = map(region, file)?;
+            loose |= file_size == Size::Loose;
             let (guest, size) = (Gpa(region.guest_phys_addr), region.memory_size);
             let host = Hva(mapping.as_ptr() as u64);
             table.push(Region::new(guest, host, size).map_err(bad_memory)?);
@@ -469,6 +462,13 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         // SAFETY: each region is the whole of a shared, writable mapping that `mappings`
         // owns and that nothing else refers to.
         let memory = unsafe { GuestMemory::new(map, Arc::new(mappings)) };
+        if loose && !std::mem::replace(&mut self.told_of_loose_memory, true) {
+            warn!(
+                "vm {}: guest memory is a file that cannot be sealed against shrinking: a front end \
+                 that shrinks it ends this process (a memfd that allows sealing is safe)",
+                self.path.cid()
+            );
+        }
         let active = self.path.is_active();
         self.pause();
         self.memory = Some(Arc::new(memory));
@@ -543,8 +543,9 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let call = fd.map(event_fd);
         self.vring(index.into())?.call.clone_from(&call);
-        self.path.set_call(index.into(), call);
-        Ok(())
+        self.path
+            .set_call(index.into(), call)
+            .map_err(|e| refuse(format_args!("queue {index}: another call event: {e}")))
     }
 
     fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {

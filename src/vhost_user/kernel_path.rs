@@ -11,7 +11,8 @@
 //! when its descriptor closes: the device is opened anew for the next guest.
 //!
 //! A guest that outlives its front end is told that its connections are gone, in the event
-//! queue. Limits: QEMU keeps that queue to itself; such a guest learns of it by RST.
+//! queue, and so is one whose queues the kernel has given up on. Limits: QEMU keeps that
+//! queue to itself; such a guest learns of it by RST.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -30,6 +31,7 @@ use crate::kernel::{
     self, Addressing, Error, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
 };
 use crate::path::{Activation, DataPath, Queue, EVENT, PATH_KINDS, QUEUES, RX, TX};
+use crate::rate_limit::RateLimit;
 
 /// What the monitor watches; the slot is a number in its list.
 const MONITOR: u8 = PATH_KINDS;
@@ -51,9 +53,13 @@ pub struct KernelPath {
     activation: Option<Activation>,
     monitor: Option<Monitor>,
     events: Option<EventQueue>,
+    /// The call event of a queue whose driver wants none.
+    unheard: EventFd,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
     epoll: Arc<Epoll>,
+    /// Limits what a guest can make us log.
+    reports: RateLimit,
 }
 
 impl KernelPath {
@@ -79,8 +85,10 @@ impl KernelPath {
             activation: None,
             monitor: None,
             events: None,
+            unheard: EventFd::new().map_err(Error::Event)?,
             reset_event: false,
             epoll,
+            reports: RateLimit::default(),
         })
     }
 
@@ -94,7 +102,10 @@ impl KernelPath {
             addressing: Addressing::Off,
             messages: MessageFormat::V1,
             memory: activation.memory.map().clone(),
-            queues: [setup(rx, QueueIndex::Rx)?, setup(tx, QueueIndex::Tx)?],
+            queues: [
+                setup(rx, QueueIndex::Rx, &self.unheard)?,
+                setup(tx, QueueIndex::Tx, &self.unheard)?,
+            ],
         })
     }
 
@@ -106,7 +117,9 @@ impl KernelPath {
         match events.report_reset() {
             Ok(reported) => self.reset_event = !reported,
             Err(broken) => {
-                error!("vm {}: event queue: {broken}", self.cid);
+                if self.reports.allow() {
+                    error!("vm {}: event queue: {broken}", self.cid);
+                }
                 self.reset_event = false;
             }
         }
@@ -127,9 +140,13 @@ fn opened(open: &Open) -> Result<VhostVsock, Error> {
     Ok(device)
 }
 
-fn setup(queue: &Option<Queue>, index: QueueIndex) -> Result<QueueSetup<'_>, Error> {
+fn setup<'a>(
+    queue: &'a Option<Queue>,
+    index: QueueIndex,
+    unheard: &'a EventFd,
+) -> Result<QueueSetup<'a>, Error> {
     let missing = || {
-        let why = format!("queue {index} needs a kick and a call descriptor");
+        let why = format!("queue {index} needs a kick descriptor");
         Error::Event(io::Error::new(io::ErrorKind::InvalidInput, why))
     };
     let queue = queue.as_ref().ok_or_else(missing)?;
@@ -141,7 +158,7 @@ fn setup(queue: &Option<Queue>, index: QueueIndex) -> Result<QueueSetup<'_>, Err
         used: bus(queue.used),
         base: queue.base,
         kick: queue.kick.as_deref().ok_or_else(missing)?.as_fd(),
-        call: queue.call.as_deref().ok_or_else(missing)?.as_fd(),
+        call: queue.call.as_deref().unwrap_or(unheard).as_fd(),
     })
 }
 
@@ -170,11 +187,8 @@ impl DataPath for KernelPath {
             if self.activation.is_some() {
                 self.renew().map_err(io::Error::other)?;
             }
-            // A driver that is past its first entries knows connections that we do not.
-            self.reset_event = activation.queues[..EVENT]
-                .iter()
-                .flatten()
-                .any(|queue| queue.base != 0);
+            // A driver whose queues were served before knows connections that we do not.
+            self.reset_event = activation.was_served();
         }
         let events = activation.queues[EVENT]
             .as_ref()
@@ -196,8 +210,11 @@ impl DataPath for KernelPath {
             watched = watched.and(events.watch(&self.epoll, EVENT_KICK));
         }
         if !activation.resumed {
-            let (cid, features) = (self.cid, activation.features);
-            info!("vm {cid}: the driver is there, features: {features}");
+            // A guest can reset its driver as often as it likes.
+            if self.reports.allow() {
+                let (cid, features) = (self.cid, activation.features);
+                info!("vm {cid}: the driver is there, features: {features}");
+            }
         }
         self.monitor = Some(monitor);
         self.events = events;
@@ -249,46 +266,37 @@ impl DataPath for KernelPath {
         }
     }
 
-    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
-        if queue == EVENT {
-            if let Some(events) = &mut self.events {
-                events.set_call(call.clone());
-            }
-            if let Some(activation) = &mut self.activation {
-                if let Some(place) = &mut activation.queues[EVENT] {
-                    place.call = call;
-                }
-            }
-            return;
-        }
-        if !self.is_active() {
-            return;
-        }
-        let bases = self.stop();
-        let (Some(mut activation), Some(bases)) = (self.activation.take(), bases) else {
-            return;
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()> {
+        let index = match queue {
+            RX => Some(QueueIndex::Rx),
+            TX => Some(QueueIndex::Tx),
+            _ => None,
         };
-        for (place, base) in activation.queues.iter_mut().zip(bases) {
-            if let (Some(place), Some(base)) = (place, base) {
-                place.base = base;
-            }
+        if let (Some(index), true) = (index, self.device.is_running()) {
+            let event = call.as_deref().unwrap_or(&self.unheard);
+            self.device
+                .set_call(index, event.as_fd())
+                .map_err(io::Error::other)?;
+            event.signal()?;
         }
-        if let Some(place) = &mut activation.queues[queue] {
+        if let (EVENT, Some(events)) = (queue, &mut self.events) {
+            events.set_call(call.clone());
+        }
+        let active = self.activation.as_mut();
+        if let Some(Some(place)) = active.and_then(|a| a.queues.get_mut(queue)) {
             place.call = call;
         }
-        activation.resumed = true;
-        if let Err(error) = self.activate(activation) {
-            error!(
-                "vm {}: queue {queue} cannot go on with another call event: {error}",
-                self.cid
-            );
-        }
+        Ok(())
     }
 
     fn event(&mut self, token: Token, _interest: Interest) {
         if let (MONITOR, Some(monitor)) = (token.kind, &mut self.monitor) {
-            // Logged there; vhost-user has no way to say more.
-            drop(monitor.handle());
+            // Logged there. Told of a reset, the guest ends its connections instead of
+            // waiting for ever; vhost-user has no way to say more.
+            if !monitor.handle().is_empty() {
+                self.reset_event = true;
+                self.report_reset();
+            }
         }
         if token == EVENT_KICK {
             self.report_reset();

@@ -9,15 +9,16 @@
 //! and the next one is served.
 //!
 //! A request is handled once all of it has arrived, so half a request delays nobody.
-//! Replies are written as the front end reads them: one that does not read holds up its
-//! own VM.
+//! It waits until its reply is sure to fit, so a front end that does not read delays only
+//! itself. Those who only wait at the door are few: one
+//! too many takes the place of the one that has been silent for longest.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{debug, error, info};
 use vhost::vhost_user::BackendReqHandler;
@@ -27,8 +28,10 @@ use super::iotlb::{Request, HEADER, IOTLB_MSG, SET_BACKEND_REQ_FD};
 use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
 use crate::path::{DataPath, PATH_KINDS};
+use crate::rate_limit::RateLimit;
 use crate::userspace::listener::remove_stale_socket;
 use crate::userspace::packet::SocketType;
+use crate::userspace::socket::is_out_of_descriptors;
 
 const STOP: Token = Token::lasting(0, 0);
 const LISTENER: Token = Token::lasting(1, 0);
@@ -38,6 +41,12 @@ const CANDIDATE: u8 = 3;
 
 /// Connections that may wait to become the front end.
 const MOST_CANDIDATES: usize = 8;
+
+/// Candidates let in at a wake-up.
+const ACCEPT_BURST: usize = 16;
+
+/// How long nobody is let in when descriptors have run out.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// Events taken at a wake-up.
 const MOST_EVENTS: usize = 256;
@@ -79,6 +88,11 @@ pub struct Worker<P: DataPath> {
     epoll: Arc<Epoll>,
     stop: Arc<EventFd>,
     name: String,
+    /// The door is closed until then, for want of descriptors.
+    closed_until: Option<Instant>,
+    /// Limits for what others can make us log: errors, and comings and goings.
+    reports: RateLimit,
+    notes: RateLimit,
 }
 
 /// What of a message has arrived.
@@ -110,24 +124,35 @@ fn look(socket: &UnixStream) -> Arrival {
     }
 }
 
-/// Handles a request of those that `vhost` does not know.
+/// Handles a request of those that `vhost` does not know. What was wrong with it, if it
+/// was refused.
 fn iotlb_request<P: DataPath>(
     socket: &UnixStream,
     front: &Mutex<Front<P>>,
-    name: &str,
-) -> io::Result<()> {
+) -> io::Result<Option<String>> {
     let mut request = Request::receive(socket)?;
-    let accepted = match request.message() {
+    let refused = match request.message() {
         Ok(message) => {
             let mut front = front.lock().unwrap_or_else(PoisonError::into_inner);
-            front.iotlb_message(message).is_ok()
+            front.iotlb_message(message).err().map(|e| e.to_string())
         }
-        Err(error) => {
-            error!("{name}: {error}");
-            false
-        }
+        Err(error) => Some(error.to_string()),
     };
-    request.reply(socket, accepted)
+    request.reply(socket, refused.is_none())?;
+    Ok(refused)
+}
+
+/// Whether a reply can be written at once: the kernel says so while three quarters of the
+/// buffer are free, and no message is as long as that.
+fn has_room(socket: &UnixStream) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid entry; the timeout is 0.
+    unsafe { libc::poll(&mut poll, 1, 0) };
+    poll.revents != 0
 }
 
 fn peek(socket: &UnixStream, out: &mut [u8]) -> io::Result<usize> {
@@ -173,6 +198,9 @@ impl<P: DataPath> Worker<P> {
             door,
             epoll,
             stop,
+            closed_until: None,
+            reports: RateLimit::default(),
+            notes: RateLimit::default(),
         })
     }
 
@@ -224,39 +252,89 @@ impl<P: DataPath> Worker<P> {
             if heard || self.front_end.is_none() {
                 self.choose();
             }
+            let now = Instant::now();
             timeout = {
                 let mut front = self.front();
-                let timeout = front.path.turn(Instant::now());
+                let timeout = front.path.turn(now);
                 front.ask();
                 timeout
             };
             if self.front_end.as_ref().is_some_and(|f| f.unread) {
-                timeout = Some(std::time::Duration::ZERO);
+                timeout = Some(Duration::ZERO);
+            }
+            if let Some(left) = self.door_opens_in(now) {
+                timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
             }
         }
     }
 
     fn accept(&mut self) {
-        while let Ok((socket, _)) = self.door.listener.accept() {
-            if self.candidates.len() == MOST_CANDIDATES {
-                debug!(
-                    "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
-                    self.name
-                );
-                continue;
+        for _ in 0..ACCEPT_BURST {
+            match self.door.listener.accept() {
+                Ok((socket, _)) => self.add_candidate(socket),
+                Err(error) if is_out_of_descriptors(&error) => {
+                    self.report(format_args!("a front end has to wait: {error}"));
+                    // It would wake us for ever.
+                    self.watch_door(Interest::NONE);
+                    self.closed_until = Some(Instant::now() + OUT_OF_DESCRIPTORS);
+                    return;
+                }
+                // Nobody waits, or whoever did has left.
+                Err(_) => return,
             }
-            let number = self.next_candidate;
-            self.next_candidate = number.wrapping_add(1);
-            let token = Token {
-                kind: CANDIDATE,
-                slot: 0,
-                generation: number,
-            };
-            let added = self.epoll.add(&socket, token, Interest::READABLE_EDGE);
-            match added {
-                Ok(()) => self.candidates.push((number, socket)),
-                Err(error) => error!("{}: cannot watch a front end: {error}", self.name),
-            }
+        }
+    }
+
+    fn add_candidate(&mut self, socket: UnixStream) {
+        if self.candidates.len() == MOST_CANDIDATES && !self.make_room() {
+            debug!(
+                "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
+                self.name
+            );
+            return;
+        }
+        let number = self.next_candidate;
+        self.next_candidate = number.wrapping_add(1);
+        let token = Token {
+            kind: CANDIDATE,
+            slot: 0,
+            generation: number,
+        };
+        let added = self.epoll.add(&socket, token, Interest::READABLE_EDGE);
+        match added {
+            Ok(()) => self.candidates.push((number, socket)),
+            Err(error) => self.report(format_args!("cannot watch a front end: {error}")),
+        }
+    }
+
+    /// Hangs up on the candidate that has been silent for longest, if one is.
+    fn make_room(&mut self) -> bool {
+        let speaks = |socket| matches!(look(socket), Arrival::Complete(_));
+        let silent = self.candidates.iter().position(|(_, s)| !speaks(s));
+        silent.map(|place| self.candidates.remove(place)).is_some()
+    }
+
+    fn watch_door(&self, interest: Interest) {
+        if let Err(error) = self.epoll.modify(&self.door.listener, LISTENER, interest) {
+            error!("{}: cannot watch its socket: {error}", self.name);
+        }
+    }
+
+    /// Opens a closed door when it is time; how long that is, if it is not.
+    fn door_opens_in(&mut self, now: Instant) -> Option<Duration> {
+        let left = self.closed_until?.saturating_duration_since(now);
+        if left.is_zero() {
+            self.closed_until = None;
+            self.watch_door(Interest::READABLE);
+            return None;
+        }
+        Some(left)
+    }
+
+    /// Logs what a front end has brought about, not too often.
+    fn report(&self, what: std::fmt::Arguments<'_>) {
+        if self.reports.allow() {
+            error!("{}: {what}", self.name);
         }
     }
 
@@ -273,13 +351,12 @@ impl<P: DataPath> Worker<P> {
         };
         let (_, socket) = self.candidates.remove(place);
         let made = socket.try_clone().and_then(|copy| {
-            self.epoll
-                .modify(&socket, FRONT_END, Interest::READABLE_EDGE)?;
+            self.epoll.modify(&socket, FRONT_END, Interest::BOTH_EDGE)?;
             Ok(copy)
         });
         match made {
             Ok(copy) => {
-                info!("{}: a front end has connected", self.name);
+                self.note("a front end has connected");
                 let handler = BackendReqHandler::from_stream(copy, self.front.clone());
                 self.front_end = Some(FrontEnd {
                     handler,
@@ -288,7 +365,7 @@ impl<P: DataPath> Worker<P> {
                 });
                 self.requests();
             }
-            Err(error) => error!("{}: cannot serve a front end: {error}", self.name),
+            Err(error) => self.report(format_args!("cannot serve a front end: {error}")),
         }
     }
 
@@ -302,25 +379,40 @@ impl<P: DataPath> Worker<P> {
             match look(&front_end.socket) {
                 Arrival::Partial => return,
                 Arrival::Gone => {
-                    info!("{}: the front end has left", self.name);
+                    self.note("the front end has left");
                     return self.part();
                 }
+                // Its event will come once replies were read.
+                Arrival::Complete(_) if !has_room(&front_end.socket) => return,
                 Arrival::Complete(IOTLB_MSG | SET_BACKEND_REQ_FD) => {
-                    let socket = &front_end.socket;
-                    if let Err(error) = iotlb_request(socket, &self.front, &self.name) {
-                        error!("{}: the front end is hung up on: {error}", self.name);
-                        return self.part();
+                    match iotlb_request(&front_end.socket, &self.front) {
+                        Ok(None) => {}
+                        Ok(Some(refused)) => {
+                            if self.reports.allow() {
+                                error!("{}: {refused}", self.name);
+                            }
+                        }
+                        Err(error) => {
+                            self.report(format_args!("the front end is hung up on: {error}"));
+                            return self.part();
+                        }
                     }
                 }
                 Arrival::Complete(_) => {
                     if let Err(error) = front_end.handler.handle_request() {
-                        error!("{}: the front end is hung up on: {error}", self.name);
+                        self.report(format_args!("the front end is hung up on: {error}"));
                         return self.part();
                     }
                 }
             }
         }
         front_end.unread = true;
+    }
+
+    fn note(&self, what: &str) {
+        if self.notes.allow() {
+            info!("{}: {what}", self.name);
+        }
     }
 
     fn part(&mut self) {

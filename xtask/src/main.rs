@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `guests`, `demo` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `compare` and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
@@ -16,6 +16,7 @@ mod accel;
 mod apt;
 mod bench;
 mod cache;
+mod compare;
 mod demo;
 mod guests;
 mod image;
@@ -65,6 +66,8 @@ enum Task {
     Demo(demo::Options),
     /// Runs every check of the project, the lab included.
     Test,
+    /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
+    Compare,
     /// Measures the daemon's speed beside its rival's.
     Bench(bench::Options),
 }
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
         Task::Guests(options) => guests::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test => test::run(),
+        Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),
     });
     match done {

@@ -21,6 +21,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusAddr;
+use crate::queues::Queue;
 use crate::viommu::Viommu;
 use crate::{Guest, GuestConfig};
 
@@ -106,7 +107,7 @@ impl Vmm {
             features |= INDIRECT;
         }
         expect(features & !offered == 0, || {
-            format!("features {features:#x} wanted, {offered:#x} offered")
+            format!("not offered: features {features:#x} wanted, {offered:#x} there")
         })?;
         features |= self.optional_features & offered;
         let protocol = request("GET_PROTOCOL_FEATURES", front_end.get_protocol_features())?;
@@ -203,6 +204,16 @@ impl Vmm {
             request("SET_VRING_ENABLE", front_end.set_vring_enable(index, true))?;
         }
         Ok(())
+    }
+
+    /// Has another event signalled for what is used in a queue, as a VMM does that masks
+    /// an interrupt.
+    pub fn set_call(&self, queue: Queue, call: impl AsFd) -> io::Result<()> {
+        let call = event_fd(call)?;
+        request(
+            "SET_VRING_CALL",
+            self.front_end.set_vring_call(queue as usize, &call),
+        )
     }
 
     /// All of a boot.
