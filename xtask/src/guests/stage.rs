@@ -16,6 +16,7 @@ use guest_agent::protocol::{About, Answer, Command, Handle, Kind};
 use guest_agent::sockets::Place;
 
 use super::daemon::{Daemon, Settings};
+use super::logs::{Logs, LINES};
 use super::machine::{Guest, NestedHost, Qemu};
 use super::peer::Peer;
 use super::qmp::Monitor;
@@ -32,8 +33,6 @@ const FIRST_PORT: u32 = 10_000;
 /// By these names the agent of a nested host knows its programs.
 const DAEMON: &str = "daemon";
 const VMM: &str = "qemu";
-/// Lines of each log that are shown with a failure.
-const LOG_LINES: usize = 12;
 
 /// Which side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,30 +78,6 @@ pub struct Stage {
     sockets: Unfinished,
 }
 
-/// What is written while a stage is up.
-#[derive(Clone, Debug)]
-struct Logs {
-    console: PathBuf,
-    qemu: PathBuf,
-    daemon: PathBuf,
-}
-
-impl Logs {
-    fn new(directory: &Path, setting: &Setting) -> Self {
-        let file = |what: &str| directory.join(format!("{}.{what}.log", setting.file_name()));
-        let logs = Self {
-            console: file("console"),
-            qemu: file("qemu"),
-            daemon: file("daemon"),
-        };
-        for log in [&logs.console, &logs.qemu, &logs.daemon] {
-            // Of an earlier run; without it the log is longer, no worse.
-            let _ = fs::remove_file(log);
-        }
-        logs
-    }
-}
-
 impl Stage {
     /// Brings everything up.
     ///
@@ -115,7 +90,7 @@ impl Stage {
             None => Self::here(workshop, setting, sockets, logs.clone()),
             Some(_) => Self::nested(workshop, setting, sockets, logs.clone()),
         };
-        opened.map_err(|error| match last_words(&logs) {
+        opened.map_err(|error| match logs.last_words() {
             // Nothing was started yet.
             words if words.is_empty() => error,
             words => error.context(words),
@@ -232,18 +207,7 @@ impl Stage {
         let boot = boot * 2;
         let about = match guest.hello(boot) {
             Ok(about) => about,
-            Err(error) => {
-                let said = |host: &mut Peer, name: &str| match host.call(Command::Log {
-                    name: name.to_owned(),
-                }) {
-                    Ok(Answer::Text(text)) => tail(&text, LOG_LINES),
-                    other => format!("{other:?}"),
-                };
-                let vmm = said(&mut host, VMM);
-                let daemon = said(&mut host, DAEMON);
-                let words = format!("its QEMU said:\n{vmm}\nits daemon said:\n{daemon}");
-                return Err(error.context(words));
-            }
+            Err(error) => return Err(error.context(inner_words(&mut host))),
         };
         Ok(Self {
             setting,
@@ -453,9 +417,29 @@ impl Stage {
     }
 
     /// The ends of the logs, for whoever has to find out.
-    pub fn last_words(&self) -> String {
-        last_words(&self.logs)
+    pub fn last_words(&mut self) -> String {
+        let mut words = self.logs.last_words();
+        if self.setting.host.is_some() {
+            words += &inner_words(&mut self.host);
+        }
+        words
     }
+}
+
+/// The ends of the logs inside a nested host.
+fn inner_words(host: &mut Peer) -> String {
+    let mut words = String::new();
+    for name in [VMM, DAEMON] {
+        let log = host.call(Command::Log {
+            name: name.to_owned(),
+        });
+        let end = match log {
+            Ok(Answer::Text(text)) => tail(&text, LINES),
+            other => format!("{other:?}"),
+        };
+        words += &format!("inside, {name} said:\n{end}\n");
+    }
+    words
 }
 
 /// The two ends of a connection.
@@ -503,28 +487,9 @@ impl InnerDaemon<'_> {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "the daemon does not serve; it said: {}",
-                    tail(&log, LOG_LINES)
-                );
+                bail!("the daemon does not serve; it said: {}", tail(&log, LINES));
             }
             thread::sleep(GLANCE);
         }
     }
-}
-
-fn last_words(logs: &Logs) -> String {
-    let mut words = String::new();
-    for (what, log) in [
-        ("console", &logs.console),
-        ("QEMU", &logs.qemu),
-        ("daemon", &logs.daemon),
-    ] {
-        let text = fs::read(log).unwrap_or_default();
-        let end = tail(&String::from_utf8_lossy(&text), LOG_LINES);
-        if !end.is_empty() {
-            words += &format!("the end of the {what}'s log ({}):\n{end}\n", log.display());
-        }
-    }
-    words
 }
