@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod accel;
+mod android;
 mod apt;
 mod bench;
 mod cache;
@@ -64,6 +65,8 @@ enum Task {
     Guests(guests::Options),
     /// Boots a guest, talks with it from both sides, and says what happens.
     Demo(demo::Options),
+    /// Checks the Android.bp files, and the sources with a compiler for Android.
+    Android,
     /// Runs every check of the project, the lab included.
     Test,
     /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
         Task::Kernels(options) => run_kernels(&options),
         Task::Guests(options) => guests::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Android => android::run(),
         Task::Test => test::run(),
         Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask test`: every check of the project, counted in one line.
 //!
-//! Format, lints, documentation, the cargo tests, the kernel lab, real guests. A step that
-//! fails does not stop the others. The last line is `N passed, N failed`.
+//! Format, lints, documentation, Android's checks, the cargo tests, the kernel lab, real
+//! guests. A step that fails does not stop the others. The last line is
+//! `N passed, N failed`.
 
 use std::io::{BufRead, BufReader};
 use std::ops::AddAssign;
@@ -10,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::android;
 use crate::guests;
 use crate::kernels::KERNELS;
 use crate::lab::{workspace, Lab, Wish};
@@ -74,6 +76,10 @@ pub fn run() -> Result<bool> {
         let arguments: Vec<&str> = command.split(' ').collect();
         let result = process::show(cargo(&arguments).env("RUSTDOCFLAGS", "-D warnings"));
         count += judge(name, result.map(|()| Count::one(true)));
+    }
+    for (name, step) in android::STEPS {
+        println!("== {name}");
+        count += judge(name, step().map(|()| Count::one(true)));
     }
     for (name, command) in TESTS {
         println!("== {name}");

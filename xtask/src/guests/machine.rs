@@ -36,6 +36,8 @@ pub struct Guest<'a> {
     pub device: &'a Path,
     /// Whether bit 33 is offered to it (`iommu_platform`).
     pub platform_access: bool,
+    /// Whether a vIOMMU of QEMU's translates what the guest writes for this device.
+    pub viommu: bool,
 }
 
 impl Guest<'_> {
@@ -48,9 +50,19 @@ impl Guest<'_> {
             "-object".to_owned(),
             format!("memory-backend-memfd,id=memory,size={GUEST_MIB}M,share=on"),
         ];
-        options.extend(machine(GUEST_MIB, self.vmlinuz, self.initramfs, ""));
+        let words = if self.viommu { "intel_iommu=on" } else { "" };
+        options.extend(machine(GUEST_MIB, self.vmlinuz, self.initramfs, words));
+        if self.viommu {
+            // Before the devices that it translates for. Interrupts are not its task.
+            let iommu = "intel-iommu,intremap=off,device-iotlb=on";
+            options.extend(["-device", iommu].map(str::to_owned));
+        }
         options.extend(ports(self.console, &[self.control]));
-        let platform = if self.platform_access { "on" } else { "off" };
+        let platform = match (self.viommu, self.platform_access) {
+            (true, _) => "on,ats=on",
+            (false, true) => "on",
+            (false, false) => "off",
+        };
         options.extend([
             "-chardev".to_owned(),
             // Without `reconnect-ms`: QEMU 10's vhost-user-vsock does not wait for such a

@@ -9,6 +9,8 @@ mod daemon;
 mod logs;
 mod machine;
 mod peer;
+mod program_rows;
+mod programs;
 mod qmp;
 mod rows;
 pub mod setting;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::protocol::{Command, Failure, Kind};
 
+use super::program_rows;
 use super::setting::Setting;
 use super::stage::{Connection, Side, Stage};
 
@@ -81,10 +82,18 @@ pub const ROWS: &[Row] = &[
         "SOCK_SEQPACKET: messages of 1 byte to 200000 keep their boundaries. Linux has it since 5.14.")),
     row("pause and resume", here, paused,
         "QEMU's stop and cont in the middle of a transfer: nothing is lost, and no connection ends."),
+    row("socat and netcat", programs, program_rows::socat,
+        "socat in the guest, socat and OpenBSD's netcat on the host, as Debian has them: lines both ways, and a file."),
+    row("Python", programs, program_rows::python,
+        "Python's own AF_VSOCK in the guest, Unix sockets on the host: each side's server answers after the client's half-close."),
+    row("systemd-notify", programs, program_rows::systemd_notify,
+        "systemd's readiness message to the host: it closes its sending half and waits for the receiver to close."),
     row("the guest boots again", reboots, guest_reboots,
         "The host's programs see their connections end; the guest is served again."),
     row("the VMM restarts", here, vmm_restarts,
         "It goes without a word: the host's programs see their connections end; the next VMM is served."),
+    row("behind a vIOMMU", viommu, behind_a_viommu,
+        "QEMU's intel-iommu translates for the device: the daemon is told of bit 33, and asks QEMU where addresses lead."),
     row("the daemon restarts, then the VMM", here, daemon_restarts,
         "SIGTERM, and another daemon: the host's programs see their connections end and the guest goes on, but without \
          sockets, since QEMU's vhost-user-vsock does not reconnect; the next VMM is served."),
@@ -102,6 +111,16 @@ fn here(setting: &Setting) -> Option<&'static str> {
 /// A nested guest takes long to boot: once on each host is enough.
 fn reboots(setting: &Setting) -> Option<&'static str> {
     (setting.host.is_none() || setting.platform_access).then_some(WORKS)
+}
+
+/// For the row that boots the guest with a vIOMMU.
+fn viommu(setting: &Setting) -> Option<&'static str> {
+    here(setting).filter(|_| setting.platform_access)
+}
+
+/// For rows that need more than the agent in the guest.
+fn programs(setting: &Setting) -> Option<&'static str> {
+    setting.has_programs().then_some(WORKS)
 }
 
 fn negotiation(setting: &Setting) -> Option<&'static str> {
@@ -312,6 +331,27 @@ fn ended(stage: &mut Stage, connection: Connection) -> Result<()> {
         Err(error) => return Err(error.context("the host's end did not end")),
     }
     stage.host.close(connection.host)
+}
+
+/// The guest's addresses are I/O virtual: none of them is one that the daemon could use by
+/// mistake and be right.
+fn behind_a_viommu(stage: &mut Stage) -> Result<String> {
+    const VOLUME: u64 = 8 * MIB;
+    stage.restart_vmm_with_viommu()?;
+    let log = stage.daemon_log()?;
+    let said = log.lines().rev().find(|line| line.contains("features: "));
+    let said = said.context("the daemon does not say what the guest acknowledged")?;
+    ensure!(
+        said.contains("ACCESS_PLATFORM"),
+        "QEMU translates nothing: the daemon says {said}"
+    );
+    for from in [Side::Guest, Side::Host] {
+        let connection = stage.connect(from, Kind::Stream)?;
+        stage.exchange(connection, VOLUME)?;
+        stage.close(connection)?;
+    }
+    stage.restart_vmm()?;
+    Ok(WORKS.to_owned())
 }
 
 /// The VMM goes without a word and comes back: the daemon serves the next one.

@@ -54,6 +54,13 @@ impl Setting {
         self.guest.name != WITHOUT && self.host_name() != WITHOUT
     }
 
+    /// Whether its guest gets programs of Debian's. One does: they do not depend on the
+    /// kernel, and make the initramfs large.
+    pub fn has_programs(&self) -> bool {
+        const WITH: &str = "6.12";
+        self.guest.name == WITH && self.host.is_none() && !self.platform_access
+    }
+
     /// A name for files.
     pub fn file_name(&self) -> String {
         let platform = if self.platform_access { "-33" } else { "" };

@@ -19,6 +19,7 @@ use super::daemon::{Daemon, Settings};
 use super::logs::{Logs, LINES};
 use super::machine::{Guest, NestedHost, Qemu};
 use super::peer::Peer;
+use super::programs::Programs;
 use super::qmp::Monitor;
 use super::setting::{Backend, Setting};
 use super::workshop::{Workshop, INNER};
@@ -65,10 +66,14 @@ pub struct Stage {
     pub about: About,
     /// The release of the host's kernel.
     pub host_kernel: String,
+    /// Debian's programs, if the guest has them.
+    pub programs: Option<Programs>,
     /// `None` only while it is exchanged.
     qemu: Option<Qemu>,
     /// QEMU's options, for another start.
     options: Vec<String>,
+    /// The same with a vIOMMU; none on a nested host.
+    viommu_options: Option<Vec<String>>,
     daemon: Option<Daemon>,
     settings: Settings,
     logs: Logs,
@@ -103,7 +108,12 @@ impl Stage {
         sockets: Unfinished,
         logs: Logs,
     ) -> Result<Self> {
-        let files = workshop.guest(&setting.guest)?;
+        let programs = setting.has_programs().then(|| workshop.programs());
+        let programs = programs.transpose()?;
+        let files = match &programs {
+            Some(programs) => workshop.guest_with(&setting.guest, programs)?,
+            None => workshop.guest(&setting.guest)?,
+        };
         let accel = workshop.accel(&files)?;
         let uds_path = sockets.path().join("vm.vsock");
         let settings = Settings {
@@ -123,6 +133,7 @@ impl Stage {
             "-qmp".to_owned(),
             format!("unix:{},server=on,wait=off", monitor.display()),
         ]);
+        let mut viommu_options = options.clone();
         let guest = Guest {
             vmlinuz: &files.vmlinuz,
             initramfs: &files.initramfs,
@@ -130,8 +141,14 @@ impl Stage {
             control: "stdio,signal=off",
             device: &settings.socket,
             platform_access: setting.platform_access,
+            viommu: false,
         };
         options.extend(guest.options());
+        let translated = Guest {
+            viommu: true,
+            ..guest
+        };
+        viommu_options.extend(translated.options());
         let (qemu, mut guest) = Qemu::start("the guest", &options, &logs.qemu)?;
         let boot = accel.boot_limit();
         let about = guest.hello(boot)?;
@@ -143,8 +160,10 @@ impl Stage {
             guest,
             about,
             host_kernel,
+            programs,
             qemu: Some(qemu),
             options,
+            viommu_options: Some(viommu_options),
             daemon: Some(daemon),
             settings,
             logs,
@@ -195,6 +214,7 @@ impl Stage {
             control: INNER.control,
             device: &settings.socket,
             platform_access: setting.platform_access,
+            viommu: false,
         };
         let mut arguments: Vec<String> = INNER.accel.map(str::to_owned).into();
         arguments.extend(inner.options());
@@ -215,8 +235,10 @@ impl Stage {
             guest,
             about,
             host_kernel,
+            programs: None,
             qemu: Some(qemu),
             options,
+            viommu_options: None,
             daemon: None,
             settings,
             logs,
@@ -354,8 +376,21 @@ impl Stage {
     /// # Errors
     /// When it does not come up again.
     pub fn restart_vmm(&mut self) -> Result<()> {
+        self.start_vmm(&self.options.clone())
+    }
+
+    /// The same, and the other VMM has a vIOMMU.
+    ///
+    /// # Errors
+    /// When it does not come up again, or is a nested host's.
+    pub fn restart_vmm_with_viommu(&mut self) -> Result<()> {
+        let options = self.viommu_options.clone();
+        self.start_vmm(&options.context("a nested host's QEMU is never given a vIOMMU")?)
+    }
+
+    fn start_vmm(&mut self, options: &[String]) -> Result<()> {
         self.qemu = None;
-        let (qemu, guest) = Qemu::start("the guest", &self.options, &self.logs.qemu)?;
+        let (qemu, guest) = Qemu::start("the guest", options, &self.logs.qemu)?;
         self.qemu = Some(qemu);
         self.guest = guest;
         self.about = self.guest.hello(self.boot).context("after a restart")?;

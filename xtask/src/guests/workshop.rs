@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{bail, Context, Result};
 
+use super::programs::Programs;
 use super::setting::Setting;
 use crate::accel;
 use crate::cache::Cache;
@@ -172,6 +173,26 @@ impl Workshop {
         self.files(&format!("{}-guest", kernel.name), &image, archive)
     }
 
+    /// The same with programs of Debian's.
+    ///
+    /// # Errors
+    /// When the kernel or a library of theirs cannot be had.
+    pub fn guest_with(&mut self, kernel: &Kernel, programs: &Programs) -> Result<Files> {
+        let image = self.image(kernel, Purpose::Guest)?;
+        let mut cargo = Cargo::into(image.archive(&self.agent)?);
+        programs.load(&mut cargo)?;
+        let name = format!("{}-guest-with-programs", kernel.name);
+        self.files(&name, &image, cargo.archive)
+    }
+
+    /// Programs of Debian's.
+    ///
+    /// # Errors
+    /// When a package cannot be had.
+    pub fn programs(&self) -> Result<Programs> {
+        Programs::unpack(&self.cache, self.refresh)
+    }
+
     /// A nested host's kernel and initramfs, with its guest, the daemon and a VMM inside.
     ///
     /// # Errors
@@ -215,7 +236,8 @@ impl Workshop {
 }
 
 /// An archive that takes files by absolute paths, with their directories.
-struct Cargo {
+#[derive(Debug)]
+pub struct Cargo {
     archive: Archive,
     directories: BTreeSet<PathBuf>,
 }
@@ -228,7 +250,11 @@ impl Cargo {
         }
     }
 
-    fn program(&mut self, path: &str, from: &Path) -> Result<()> {
+    /// Adds a program.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn program(&mut self, path: &str, from: &Path) -> Result<()> {
         let name = self.make_way(path)?;
         self.archive.program(&name, &read(from)?)
     }
@@ -242,7 +268,11 @@ impl Cargo {
         Ok(())
     }
 
-    fn file(&mut self, path: &str, from: &Path) -> Result<()> {
+    /// Adds a file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn file(&mut self, path: &str, from: &Path) -> Result<()> {
         let name = self.make_way(path)?;
         self.archive.file(&name, &read(from)?)
     }
@@ -277,7 +307,7 @@ fn libraries(program: &Path) -> Result<Vec<String>> {
 }
 
 /// `libz.so.1 => /lib/libz.so.1 (0x7f..)`, `/lib64/ld-linux-x86-64.so.2 (0x7f..)`.
-fn library(line: &str) -> Option<&str> {
+pub fn library(line: &str) -> Option<&str> {
     let rest = line.split_once("=>").map_or(line, |(_, rest)| rest);
     let path = rest.split_whitespace().next()?;
     path.starts_with('/').then_some(path)
