@@ -6,6 +6,7 @@
 //! kernels that run the daemon and a guest of their own. [`table`] is what comes out.
 
 mod daemon;
+mod inner;
 mod logs;
 mod machine;
 mod peer;

@@ -8,15 +8,15 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::protocol::{About, Answer, Command, Handle, Kind};
 use guest_agent::sockets::Place;
 
 use super::daemon::{Daemon, Settings};
-use super::logs::{Logs, LINES};
+use super::inner::{self, InnerDaemon, DAEMON, VMM};
+use super::logs::Logs;
 use super::machine::{Guest, NestedHost, Qemu};
 use super::peer::Peer;
 use super::programs::Programs;
@@ -24,16 +24,12 @@ use super::qmp::Monitor;
 use super::setting::{Backend, Setting};
 use super::workshop::{Workshop, INNER};
 use crate::interrupt::Unfinished;
-use crate::process::tail;
 
 /// The guest's CID, here as in every nested host.
 pub const CID: u32 = 42;
 /// The first port that rows use; no port is used twice, since a socket that lingers
 /// answers for its port.
 const FIRST_PORT: u32 = 10_000;
-/// By these names the agent of a nested host knows its programs.
-const DAEMON: &str = "daemon";
-const VMM: &str = "qemu";
 
 /// Which side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +223,7 @@ impl Stage {
         let boot = boot * 2;
         let about = match guest.hello(boot) {
             Ok(about) => about,
-            Err(error) => return Err(error.context(inner_words(&mut host))),
+            Err(error) => return Err(error.context(inner::last_words(&mut host))),
         };
         Ok(Self {
             setting,
@@ -455,26 +451,10 @@ impl Stage {
     pub fn last_words(&mut self) -> String {
         let mut words = self.logs.last_words();
         if self.setting.host.is_some() {
-            words += &inner_words(&mut self.host);
+            words += &inner::last_words(&mut self.host);
         }
         words
     }
-}
-
-/// The ends of the logs inside a nested host.
-fn inner_words(host: &mut Peer) -> String {
-    let mut words = String::new();
-    for name in [VMM, DAEMON] {
-        let log = host.call(Command::Log {
-            name: name.to_owned(),
-        });
-        let end = match log {
-            Ok(Answer::Text(text)) => tail(&text, LINES),
-            other => format!("{other:?}"),
-        };
-        words += &format!("inside, {name} said:\n{end}\n");
-    }
-    words
 }
 
 /// The two ends of a connection.
@@ -492,39 +472,6 @@ impl Connection {
         match side {
             Side::Host => self.host,
             Side::Guest => self.guest,
-        }
-    }
-}
-
-/// The daemon inside a nested host.
-struct InnerDaemon<'a> {
-    host: &'a mut Peer,
-}
-
-impl InnerDaemon<'_> {
-    fn start(&mut self, settings: &Settings) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(60);
-        const GLANCE: Duration = Duration::from_millis(200);
-        self.host.call(Command::Start {
-            name: DAEMON.to_owned(),
-            program: settings.program.display().to_string(),
-            arguments: settings.arguments(),
-        })?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let name = DAEMON.to_owned();
-            let log = self.host.call(Command::Log { name })?;
-            let Answer::Text(log) = log else {
-                bail!("the nested host answers {log:?}, not with a log");
-            };
-            // The daemon's sockets are there once it says so.
-            if log.contains("serving") {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("the daemon does not serve; it said: {}", tail(&log, LINES));
-            }
-            thread::sleep(GLANCE);
         }
     }
 }
