@@ -53,6 +53,8 @@ impl Token {
 pub struct Interest(u32);
 
 impl Interest {
+    /// Nothing for now, but it stays registered; errors are reported all the same.
+    pub const NONE: Self = Self(0);
     /// Readable, while it is (level-triggered).
     pub const READABLE: Self = Self(libc::EPOLLIN as u32);
     /// Each time it becomes readable or its peer stops sending (edge-triggered). What is

@@ -12,11 +12,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::address::{Gpa, GuestCid};
+use crate::address::{Address, Gpa, GuestCid};
+use crate::bus::Iotlb;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
 use crate::guest_memory::GuestMemory;
+use crate::management::Managed;
 
 /// Queues of a socket device: receive, transmit, event (VIRTIO 1.2, 5.10.2).
 pub const QUEUES: usize = 3;
@@ -52,8 +54,11 @@ pub struct Queue {
 /// Everything a data path needs to run.
 #[derive(Debug)]
 pub struct Activation {
-    /// Guest memory; addresses in the queues are guest physical.
+    /// Guest memory; where the queues are is guest physical.
     pub memory: Arc<GuestMemory>,
+    /// What the addresses in descriptors are translated by, behind a vIOMMU. `None`: they
+    /// are guest physical.
+    pub iotlb: Option<Arc<Iotlb>>,
     /// The queues by index. Receive and transmit are there; the event queue may not be.
     pub queues: [Option<Queue>; QUEUES],
     /// What the driver has acknowledged.
@@ -63,8 +68,34 @@ pub struct Activation {
     pub resumed: bool,
 }
 
+impl Queue {
+    /// The last element of the used ring (VIRTIO 1.2, 2.7.8), zeroes where there is none.
+    fn last_used(&self, memory: &GuestMemory) -> [u8; 8] {
+        const HEADER: u64 = 4;
+        const ELEMENT: u64 = 8;
+        let mut element = [0; ELEMENT as usize];
+        let offset = HEADER + ELEMENT * u64::from(self.size.saturating_sub(1));
+        let place = self.used.checked_add(offset);
+        if let Some(segment) = place.and_then(|place| memory.whole(place, element.len())) {
+            segment.read(&mut element);
+        }
+        element
+    }
+}
+
+impl Activation {
+    /// Whether a device has served these queues before, so that the driver may know
+    /// connections. Queues that go on past their first entry tell it, and so does, when
+    /// their indices have just wrapped to 0, what was used last: drivers zero their rings,
+    /// and nothing in the receive queue is used without a header's length.
+    pub fn was_served(&self) -> bool {
+        let was_served = |queue: &Queue| queue.base != 0 || queue.last_used(&self.memory) != [0; 8];
+        self.queues[..EVENT].iter().flatten().any(was_served)
+    }
+}
+
 /// A way to move packets between a guest's queues and the host.
-pub trait DataPath {
+pub trait DataPath: Managed {
     /// The feature bits this path implements, those of the rings included.
     fn features(&self) -> FeatureSet;
 
@@ -88,8 +119,9 @@ pub trait DataPath {
     /// Ends every connection: the guest behind the front end is gone.
     fn forget_guest(&mut self);
 
-    /// Swaps a queue's call event while it runs.
-    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>);
+    /// Swaps a queue's call event while it runs, and signals the new one: whoever waits on
+    /// it has missed what the old one said. An error: the old one stays.
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()>;
 
     /// Takes note of an event for a token of this path's.
     fn event(&mut self, token: Token, interest: Interest);

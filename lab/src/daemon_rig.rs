@@ -56,9 +56,9 @@ impl Daemon {
         Self::start(cid, path, opened)
     }
 
-    /// With `--backend userspace` and host programs around `uds_path`.
-    pub fn userspace(cid: u64, uds_path: &Path) -> Result<Self> {
-        let config = Config::new(GuestCid::new(cid)?, HostPlace::Unix(uds_path.to_owned()));
+    /// With `--backend userspace` and host programs in `place`.
+    pub fn userspace(cid: u64, place: HostPlace) -> Result<Self> {
+        let config = Config::new(GuestCid::new(cid)?, place);
         let path = UserspacePath::new(config, &Arc::default(), Arc::new(Epoll::new()?))?;
         Self::start(cid, path, Opened::default())
     }

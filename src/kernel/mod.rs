@@ -23,10 +23,11 @@ pub mod probe;
 pub mod queue;
 mod setup;
 
+pub use crate::access::Access;
 pub use device::{Activation, Addressing, VhostVsock};
 pub use error::Error;
 pub use ioctl::Vhost;
-pub use iotlb::message::{Access, MessageFormat};
+pub use iotlb::message::MessageFormat;
 pub use iotlb::translator::{ShareError, Translation, Translator, Window};
 pub use iotlb::{Denial, Iotlb};
 pub use monitor::{Failure, Monitor};

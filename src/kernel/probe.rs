@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::error::{CallError, Error, SET_FEATURES, SET_OWNER};
 use super::ioctl::Vhost;
-use super::iotlb::message::{Access, Command, Mapping, MessageFormat};
+use super::iotlb::message::{Command, Mapping, MessageFormat};
+use crate::access::Access;
 use crate::address::{Address, Hva, Iova, Range};
 use crate::compat::{negotiate, CompatError, IotlbBit, KernelKind, Mode, Plan, Request, Vm};
 use crate::features::{Feature, FeatureSet};

@@ -172,6 +172,8 @@ pub struct Connection {
     pub watched: bool,
     /// Counted among the half-open ones.
     pub counted_half_open: bool,
+    /// Asked for by another VM of this process.
+    pub asked_by_sibling: bool,
     /// Bytes of the outbox counted towards the VM's limit.
     pub counted_pending: usize,
 }
@@ -179,6 +181,7 @@ pub struct Connection {
 impl Connection {
     /// A connection that has just been asked for.
     pub fn new(key: Key, socket_type: SocketType, state: State, buf_alloc: u32) -> Self {
+        let asked_by_sibling = matches!(state, State::Asked(_)) && key.peer != Cid::HOST;
         Self {
             key,
             socket_type,
@@ -202,6 +205,7 @@ impl Connection {
             watches_room: false,
             watched: false,
             counted_half_open: false,
+            asked_by_sibling,
             counted_pending: 0,
         }
     }

@@ -20,7 +20,7 @@ use super::muxer::Muxer;
 use super::packet::{Header, SocketType};
 use super::sibling::{Offer, YES};
 use super::slab::Id;
-use super::socket::Socket;
+use super::socket::{is_out_of_descriptors, Socket};
 use super::tokens;
 use crate::address::{Cid, Port};
 use crate::epoll::Interest;
@@ -28,6 +28,12 @@ use crate::event::EventFd;
 
 /// Clients accepted in a row before others get their turn.
 const ACCEPT_BURST: usize = 64;
+
+/// Offers of siblings taken in a row before others get their turn.
+const MAIL_BURST: usize = 64;
+
+/// How long nobody is let in when not even the spare descriptor is left.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// The lowest port that the guest sees host clients on; those below are for programs
 /// with names.
@@ -72,7 +78,7 @@ impl Muxer {
                     }
                 },
                 Err(error) if is_out_of_descriptors(&error) => {
-                    self.turn_one_away(slot);
+                    self.turn_one_away(slot, now);
                     return;
                 }
                 // Nobody waits, or whoever did has left.
@@ -83,20 +89,44 @@ impl Muxer {
 
     /// No descriptor is left for a client: hangs up on it with the spare one, for it would
     /// wait in the backlog, and wake us, for ever.
-    fn turn_one_away(&mut self, slot: usize) {
+    fn turn_one_away(&mut self, slot: usize, now: Instant) {
         self.stats.out_of_descriptors.add(1);
         self.report(format_args!(
             "out of descriptors: a host client was turned away"
         ));
         self.spare = None;
         if let Some(listener) = self.host.listeners.get(slot) {
-            drop(listener.socket.accept());
+            if listener
+                .socket
+                .accept()
+                .is_err_and(|error| is_out_of_descriptors(&error))
+            {
+                self.watch_listeners(Interest::NONE);
+                self.closed_until = Some(now + OUT_OF_DESCRIPTORS);
+            }
         }
         self.spare = EventFd::new().ok();
     }
 
+    fn watch_listeners(&self, interest: Interest) {
+        for (slot, listener) in self.host.listeners.iter().enumerate() {
+            // Cannot fail for a registered descriptor.
+            let _ = self
+                .epoll
+                .modify(&listener.socket, tokens::listener(slot), interest);
+        }
+    }
+
+    /// Lets clients in again when it is time.
+    pub(super) fn open_listeners(&mut self, now: Instant) {
+        if self.closed_until.is_some_and(|until| until <= now) {
+            self.closed_until = None;
+            self.watch_listeners(Interest::READABLE);
+        }
+    }
+
     fn add_client(&mut self, socket: Socket, socket_type: SocketType, now: Instant) {
-        if self.clients.len() + self.half_open >= self.limits.half_open {
+        if self.clients.len() + self.half_open.all >= self.limits.half_open {
             self.stats.limit_half_open.add(1);
             let limit = self.limits.half_open;
             self.report(format_args!(
@@ -161,7 +191,7 @@ impl Muxer {
     }
 
     /// A port that no connection to `guest_port` uses.
-    fn free_port(&mut self, guest_port: Port) -> Port {
+    pub(super) fn free_port(&mut self, guest_port: Port) -> Port {
         loop {
             let port = Port(self.next_port);
             self.next_port = self.next_port.wrapping_add(1).max(FIRST_HOST_PORT);
@@ -200,7 +230,7 @@ impl Muxer {
     }
 
     /// Asks the guest on behalf of whoever has the other end of `socket`.
-    fn ask_guest(
+    pub(super) fn ask_guest(
         &mut self,
         key: Key,
         socket: Socket,
@@ -270,6 +300,7 @@ impl Muxer {
             connection.hang_up();
         }
         self.stats.connections.add(1);
+        self.tell_of_start(id);
     }
 
     /// The guest asks for a port of the host or of a sibling.
@@ -307,13 +338,18 @@ impl Muxer {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let (port, socket_type) = (connection.key.peer_port, connection.socket_type);
-        let (socket, connected) = match &self.host.place {
-            HostPlace::Unix(base) => {
+        let (key, socket_type) = (connection.key, connection.socket_type);
+        let port = key.peer_port;
+        let handed_over = self.acceptors.offer(self.guest, key, socket_type);
+        let (socket, connected) = match (handed_over, &self.host.place) {
+            (Some(socket), _) => (socket, true),
+            (None, HostPlace::Unix(base)) => {
                 let path = hybrid::guest_path(base, port);
                 (Socket::connect_unix(&path, socket_type), true)
             }
-            HostPlace::Vsock { cid, .. } => (Socket::connect_vsock(*cid, port, socket_type), false),
+            (None, HostPlace::Vsock { cid, .. }) => {
+                (Socket::connect_vsock(*cid, port, socket_type), false)
+            }
         };
         match socket {
             Ok(socket) => {
@@ -348,6 +384,7 @@ impl Muxer {
             connection.pause = Duration::ZERO;
             self.stats.connections.add(1);
         }
+        self.tell_of_start(id);
     }
 
     /// Asks the device of the sibling that the guest asked for. `false`: there is none.
@@ -381,7 +418,23 @@ impl Muxer {
             return;
         };
         mailbox.clear_wake();
-        while let Some(offer) = mailbox.take() {
+        for taken in 0.. {
+            if taken == MAIL_BURST {
+                // A sibling that never stops asking must not keep us from all else.
+                mailbox.wake_again();
+                return;
+            }
+            let Some(offer) = mailbox.take() else {
+                return;
+            };
+            if self.half_open.by_siblings >= self.limits.sibling_requests {
+                self.stats.limit_half_open.add(1);
+                self.report(format_args!(
+                    "siblings have asked for the guest {} times without an answer yet: refused one more",
+                    self.limits.sibling_requests
+                ));
+                continue;
+            }
             let key = Key {
                 peer: offer.from,
                 peer_port: offer.from_port,
@@ -445,11 +498,4 @@ impl Muxer {
         }
         self.settle(id, now);
     }
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
 }

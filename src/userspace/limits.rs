@@ -15,12 +15,13 @@ pub struct Limits {
     /// `CONNECT` yet. Beyond: as above.
     pub half_open: usize,
     /// Bytes taken from the guest that full host sockets have refused, over all
-    /// connections. Beyond: the connection that adds to them is reset.
+    /// connections, and what it takes to tell messages apart. Beyond: the connection that adds to them is reset.
     pub pending_bytes: usize,
     /// RSTs for connections that do not exist, while the guest posts no buffers.
     /// Beyond: they are dropped.
     pub pending_resets: usize,
-    /// Connection requests from siblings that wait for this VM. Beyond: refused.
+    /// Connection requests from siblings that wait for this VM's thread, and those that
+    /// wait for its guest's answer. Beyond: refused.
     pub sibling_requests: usize,
     /// Size of the buffer that each connection grants the guest, in bytes.
     pub buf_alloc: u32,

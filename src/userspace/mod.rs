@@ -25,8 +25,10 @@
 //!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
 //!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
-//!   one process meet;
-//! - [`socket`] system calls; `completions`, `outbox`, `polling`, `slab`, `timer`, `tokens` small parts;
+//!   one process meet; `acceptor` listeners that an operator has put in a program's place,
+//!   `management` what else an operator may ask;
+//! - [`socket`] system calls; `completions`, `outbox`, `polling`, `slab`, `timer`, `tokens`
+//!   small parts;
 //! - [`limits`], [`stats`].
 //!
 //! # Rules that make it fast, and keep it fair
@@ -36,6 +38,7 @@
 //! copy but what a full socket refuses, bounded by credit. Nothing waits for one
 //! connection: not a full socket, not a full backlog, not a guest without buffers.
 
+mod acceptor;
 mod completions;
 mod connection;
 pub mod credit;
@@ -43,6 +46,7 @@ mod host;
 pub mod hybrid;
 pub mod limits;
 pub mod listener;
+mod management;
 mod muxer;
 mod outbox;
 pub mod packet;
@@ -63,7 +67,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, error, info};
+use log::{debug, info};
 
 use self::completions::Completions;
 use self::hybrid::Reply;
@@ -75,15 +79,15 @@ use self::ring::{RingError, SplitRing, MAX_QUEUE_SIZE};
 use self::sibling::{JoinError, Neighbourhood};
 use self::stats::Stats;
 use crate::address::GuestCid;
+use crate::bus::Bus;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
-use crate::guest_memory::GuestMemory;
 use crate::path::{Activation, DataPath, EVENT, QUEUES, RX, TX};
 
 /// What this path implements. `ACCESS_PLATFORM` is among it so that a guest with
-/// protected memory uses its DMA API; as no front end sends IOTLB messages, addresses are
-/// guest physical, acknowledged or not.
+/// protected memory uses its DMA API. What addresses mean does not follow from it: they
+/// are guest physical unless the front end brings an IOTLB along.
 pub const FEATURES: FeatureSet = FeatureSet::of(&[
     Feature::VERSION_1,
     Feature::EVENT_IDX,
@@ -144,7 +148,8 @@ pub enum SetupError {
 
 /// The queues and the memory of a guest that runs.
 struct Active {
-    memory: Arc<GuestMemory>,
+    bus: Bus,
+    features: FeatureSet,
     rings: [Option<SplitRing>; QUEUES],
     calls: [Option<Arc<EventFd>>; QUEUES],
     kicks: [Option<Arc<EventFd>>; QUEUES],
@@ -158,6 +163,8 @@ pub struct UserspacePath {
     polling: Polling,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
+    /// The driver has made a queue unusable.
+    broken: bool,
     max_queue_size: u16,
 }
 
@@ -185,6 +192,7 @@ impl UserspacePath {
             active: None,
             polling: Polling::new(poll),
             reset_event: false,
+            broken: false,
             max_queue_size,
         })
     }
@@ -199,6 +207,7 @@ impl Active {
     fn new(activation: Activation, epoll: &Epoll) -> io::Result<Self> {
         let Activation {
             memory,
+            iotlb,
             queues,
             features,
             resumed: _,
@@ -206,7 +215,8 @@ impl Active {
         let event_idx = features.has(Feature::EVENT_IDX);
         let indirect = features.has(Feature::INDIRECT_DESC);
         let mut active = Self {
-            memory,
+            bus: Bus::new(memory, iotlb),
+            features,
             rings: [None, None, None],
             calls: [None, None, None],
             kicks: [None, None, None],
@@ -214,9 +224,10 @@ impl Active {
         };
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
-            let ring = SplitRing::new(active.memory.clone(), &queue, event_idx, indirect).map_err(
-                |e| io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}")),
-            )?;
+            let ring = SplitRing::new(active.bus.memory().clone(), &queue, event_idx, indirect)
+                .map_err(|e| {
+                    io::Error::new(io::ErrorKind::InvalidInput, format!("queue {index}: {e}"))
+                })?;
             active.rings[index] = Some(ring);
             active.calls[index] = queue.call;
             active.kicks[index] = queue.kick;
@@ -268,7 +279,6 @@ impl Active {
         polling: &mut Polling,
         now: Instant,
     ) -> Result<bool, RingError> {
-        let memory = self.memory.clone();
         let mut more = false;
         let moved = |muxer: &Muxer| {
             let stats = &muxer.stats;
@@ -276,7 +286,7 @@ impl Active {
         };
         let before = moved(muxer);
         if let Some(ring) = &mut self.rings[TX] {
-            more |= tx::pump(ring, &memory, muxer, now)?;
+            more |= tx::pump(ring, &self.bus, muxer, now)?;
             let new = muxer.stats.packets_from_guest.get() != before.0;
             let (owed, size) = (ring.owed(), ring.size());
             if ring.has_unpublished() && self.completions.tell(owed, size, new, now) {
@@ -284,7 +294,7 @@ impl Active {
             }
         }
         if let Some(ring) = &mut self.rings[RX] {
-            let progress = rx::pump(ring, &memory, muxer, now)?;
+            let progress = rx::pump(ring, &self.bus, muxer, now)?;
             more |= progress.more;
             // Kicks for buffers are of interest only while one is missing.
             if progress.starved {
@@ -296,7 +306,7 @@ impl Active {
         self.publish(RX);
         if *reset_event {
             if let Some(ring) = &mut self.rings[EVENT] {
-                *reset_event = !reset_event::report(ring, &memory)?;
+                *reset_event = !reset_event::report(ring, &self.bus)?;
             }
             self.publish(EVENT);
         }
@@ -334,16 +344,17 @@ impl DataPath for UserspacePath {
         let resumed = activation.resumed;
         if !resumed {
             self.muxer.forget_guest();
-            // A driver that is past its first entries knows connections that we do not.
-            self.reset_event = activation.queues[..EVENT]
-                .iter()
-                .flatten()
-                .any(|queue| queue.base != 0);
-            let (guest, features) = (self.muxer.guest, activation.features);
-            info!("vm {guest}: the driver is there, features: {features}");
+            // A driver whose queues were served before knows connections that we do not.
+            self.reset_event = activation.was_served();
+            // A guest can reset its driver as often as it likes.
+            if self.muxer.reports.allow() {
+                let (guest, features) = (self.muxer.guest, activation.features);
+                info!("vm {guest}: the driver is there, features: {features}");
+            }
         }
         self.active = Some(Active::new(activation, &self.muxer.epoll)?);
         self.muxer.listening = true;
+        self.broken = false;
         Ok(())
     }
 
@@ -364,18 +375,17 @@ impl DataPath for UserspacePath {
     fn forget_guest(&mut self) {
         self.stop();
         self.muxer.forget_guest();
+        self.broken = false;
     }
 
-    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()> {
         if let Some(place) = self.active.as_mut().and_then(|a| a.calls.get_mut(queue)) {
-            // Whoever waits on the new one has missed what the old one said.
             if let Some(call) = &call {
-                if let Err(error) = call.signal() {
-                    debug!("a call event cannot be signalled: {error}");
-                }
+                call.signal()?;
             }
             *place = call;
         }
+        Ok(())
     }
 
     fn event(&mut self, token: Token, interest: Interest) {
@@ -404,11 +414,11 @@ impl DataPath for UserspacePath {
             ) {
                 Ok(more) => more,
                 Err(broken) => {
-                    error!(
-                        "vm {}: {broken}: its queues are left alone until it is reset",
-                        self.muxer.guest
-                    );
+                    self.muxer.report(format_args!(
+                        "{broken}: its queues are left alone until it is reset"
+                    ));
                     self.forget_guest();
+                    self.broken = true;
                     false
                 }
             },

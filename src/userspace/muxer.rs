@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use log::{debug, warn};
 
+use super::acceptor::Acceptors;
 use super::connection::{Connection, Key, State};
 use super::host::{Client, FIRST_HOST_PORT};
 use super::hybrid::Reply;
@@ -33,6 +34,7 @@ use crate::epoll::Epoll;
 use crate::event::EventFd;
 use crate::guest_memory::Segment;
 use crate::rate_limit::RateLimit;
+use crate::watchers::Watchers;
 
 /// What is to be done with a packet's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,33 @@ pub enum Verdict {
         /// Whether a message ends with it.
         ends: bool,
     },
+}
+
+/// How many connections are not established yet.
+#[derive(Debug, Default)]
+pub(super) struct HalfOpen {
+    /// All of them.
+    pub(super) all: usize,
+    /// Those that siblings ask for and the guest has not answered.
+    pub(super) by_siblings: usize,
+}
+
+impl HalfOpen {
+    /// Counts a connection in or out, if that is news.
+    pub(super) fn count(&mut self, connection: &mut Connection, half_open: bool) {
+        if connection.counted_half_open == half_open {
+            return;
+        }
+        connection.counted_half_open = half_open;
+        let by_sibling = usize::from(connection.asked_by_sibling);
+        if half_open {
+            self.all += 1;
+            self.by_siblings += by_sibling;
+        } else {
+            self.all -= 1;
+            self.by_siblings -= by_sibling;
+        }
+    }
 }
 
 /// Connections, clients and their books.
@@ -70,14 +99,18 @@ pub struct Muxer {
     pub(super) resets: VecDeque<Header>,
     pub(super) timers: Timers,
     pub(super) client_timers: Timers,
-    pub(super) half_open: usize,
+    pub(super) half_open: HalfOpen,
     pub(super) pending_bytes: usize,
     pub(super) next_port: u32,
     /// Whether there is a guest to connect to.
     pub(super) listening: bool,
     /// A descriptor to give up when there is no other.
     pub(super) spare: Option<EventFd>,
+    /// No client is let in until then, for want of descriptors.
+    pub(super) closed_until: Option<Instant>,
     pub(super) reports: RateLimit,
+    pub(super) acceptors: Acceptors,
+    pub(super) watchers: Arc<Watchers>,
 }
 
 impl Muxer {
@@ -106,12 +139,15 @@ impl Muxer {
             resets: VecDeque::new(),
             timers: Timers::default(),
             client_timers: Timers::default(),
-            half_open: 0,
+            half_open: HalfOpen::default(),
             pending_bytes: 0,
             next_port: FIRST_HOST_PORT,
             listening: false,
             spare: EventFd::new().ok(),
+            closed_until: None,
             reports: RateLimit::default(),
+            acceptors: Acceptors::default(),
+            watchers: Arc::default(),
         }
     }
 
@@ -251,8 +287,10 @@ impl Muxer {
             return;
         }
         self.stats.bytes_from_guest.add(len as u64);
-        let held =
-            connection.outbox.len() - connection.counted_pending.min(connection.outbox.len());
+        let held = connection
+            .outbox
+            .held()
+            .saturating_sub(connection.counted_pending);
         if self.pending_bytes + held > self.limits.pending_bytes {
             self.stats.limit_pending_bytes.add(1);
             let limit = self.limits.pending_bytes;
@@ -362,15 +400,16 @@ impl Muxer {
     /// Forgets a connection; its socket closes.
     pub(super) fn remove(&mut self, id: Id) {
         self.unname(id);
-        if let Some(connection) = self.connections.remove(id) {
+        if let Some(mut connection) = self.connections.remove(id) {
             self.pending_bytes -= connection.counted_pending;
-            self.half_open -= usize::from(connection.counted_half_open);
+            self.half_open.count(&mut connection, false);
+            self.tell_of_end(&connection);
         }
     }
 
     /// Adds a connection that `key` names from now on. `None`: a limit is hit.
     pub(super) fn add(&mut self, key: Key, socket_type: SocketType, state: State) -> Option<Id> {
-        if self.half_open + self.clients.len() >= self.limits.half_open {
+        if self.half_open.all + self.clients.len() >= self.limits.half_open {
             self.stats.limit_half_open.add(1);
             let limit = self.limits.half_open;
             self.report(format_args!(
@@ -405,6 +444,9 @@ impl Muxer {
     /// Ends all connections without a word: the guest they belong to is gone.
     pub fn forget_guest(&mut self) {
         let ids: Vec<Id> = self.connections.ids().collect();
+        if !ids.is_empty() {
+            self.stats.resets.add(1);
+        }
         for id in ids {
             if let Some(connection) = self.connections.get_mut(id) {
                 connection.let_go();

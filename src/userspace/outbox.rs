@@ -28,6 +28,11 @@ impl Outbox {
         self.bytes.len()
     }
 
+    /// What it costs to hold them: an empty message is not for nothing.
+    pub fn held(&self) -> usize {
+        self.bytes.len() + self.messages.len() * size_of::<usize>()
+    }
+
     /// Whether nothing waits, not even a message under way.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty() && self.messages.is_empty()
@@ -104,11 +109,21 @@ impl Outbox {
         Ok(total)
     }
 
-    /// Gives the memory of a queue that has been emptied back.
+    /// Gives memory back that is no longer needed: limits count what is held, and a reader
+    /// that leaves a few bytes of many must not hold the room of all of them.
     fn release(&mut self) {
-        if self.bytes.is_empty() {
-            self.bytes = VecDeque::new();
-        }
+        shrink(&mut self.bytes);
+        shrink(&mut self.messages);
+    }
+}
+
+/// Keeps the room for twice of what is there, once it is for four times as much.
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    const SMALL: usize = 4096;
+    if queue.is_empty() {
+        *queue = VecDeque::new();
+    } else if queue.capacity() > SMALL.max(4 * queue.len()) {
+        queue.shrink_to(2 * queue.len());
     }
 }
 
@@ -163,5 +178,31 @@ mod tests {
             total += outbox.flush_bytes(&socket).unwrap();
         }
         assert_eq!(total, 4 << 20);
+    }
+
+    #[test]
+    fn what_is_left_of_much_does_not_hold_the_room_of_all() {
+        let (socket, peer) = Socket::pair(SocketType::Stream).unwrap();
+        let mut outbox = outbox(&vec![7; 4 << 20]);
+        let mut got = vec![0; 1 << 16];
+        while outbox.len() > 100_000 {
+            outbox.flush_bytes(&socket).unwrap();
+            peer.receive_bytes(&mut got).unwrap();
+        }
+        assert!(!outbox.is_empty(), "nothing is tested");
+        assert!(
+            outbox.bytes.capacity() <= 400_000,
+            "{}",
+            outbox.bytes.capacity()
+        );
+    }
+
+    #[test]
+    fn empty_messages_count() {
+        let mut outbox = Outbox::default();
+        for _ in 0..100 {
+            outbox.end_message();
+        }
+        assert_eq!((outbox.len(), outbox.held()), (0, 100 * size_of::<usize>()));
     }
 }

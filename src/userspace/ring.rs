@@ -20,7 +20,9 @@
 use std::sync::atomic::{fence, AtomicU16, Ordering};
 use std::sync::Arc;
 
-use crate::address::{Address, Gpa};
+use crate::access::Access;
+use crate::address::{Address, BusAddr, Gpa};
+use crate::bus::{Bus, Fault};
 use crate::guest_memory::{GuestMemory, Segment};
 use crate::path::Queue;
 
@@ -91,10 +93,13 @@ pub enum ChainError {
     #[error("{len} bytes at {address} are not guest memory")]
     Address {
         /// Where it begins.
-        address: Gpa,
+        address: BusAddr,
         /// Its length in bytes.
         len: u32,
     },
+    /// An address that the VMM has yet to translate: the chain is not looked at before.
+    #[error("an address that is not translated yet")]
+    Untranslated,
     /// A writable buffer where the device reads, or the reverse.
     #[error("a descriptor with the wrong direction")]
     Direction,
@@ -128,7 +133,7 @@ pub struct Chain {
 
 #[derive(Clone, Copy)]
 struct Descriptor {
-    address: Gpa,
+    address: BusAddr,
     len: u32,
     flags: u16,
     next: u16,
@@ -276,24 +281,31 @@ impl SplitRing {
         Ok(ahead)
     }
 
-    /// Takes the next chain of those that [`available`](Self::available) last counted and
-    /// appends its buffers to `out`: if it is bad, those before the fault.
+    /// Takes the next chain and appends its buffers to `out`: if it is bad, those before the
+    /// fault. `None`: there is none, or its addresses have yet to be translated.
     pub fn pop<'m>(
         &mut self,
-        memory: &'m GuestMemory,
+        bus: &'m Bus,
         direction: Direction,
         out: &mut Vec<Segment<'m>>,
-    ) -> Option<Chain> {
-        if self.next_available == self.seen_available {
-            return None;
+    ) -> Result<Option<Chain>, RingError> {
+        if self.next_available == self.seen_available && self.available()? == 0 {
+            return Ok(None);
         }
         let slot = usize::from(self.next_available % self.size);
         let head = self
             .available_u16(RING_HEADER + 2 * slot)
             .load(Ordering::Relaxed);
+        let before = out.len();
+        let buffers = self.walk(bus, head, direction, out);
+        if buffers == Err(ChainError::Untranslated) {
+            out.truncate(before);
+            // All that is there has been seen: no reason to look again at once.
+            self.available()?;
+            return Ok(None);
+        }
         self.next_available = self.next_available.wrapping_add(1);
-        let buffers = self.walk(memory, head, direction, out);
-        Some(Chain { head, buffers })
+        Ok(Some(Chain { head, buffers }))
     }
 
     /// Puts the last `count` chains back as if never taken.
@@ -326,7 +338,7 @@ impl SplitRing {
 
     fn walk<'m>(
         &mut self,
-        memory: &'m GuestMemory,
+        bus: &'m Bus,
         head: u16,
         direction: Direction,
         out: &mut Vec<Segment<'m>>,
@@ -335,7 +347,7 @@ impl SplitRing {
             return Err(ChainError::Index(head));
         }
         let mut chain = Walk {
-            memory,
+            bus,
             direction,
             out,
             // VIRTIO 1.2, 2.7.5.3.1: a chain is no longer than the queue, tables included.
@@ -435,7 +447,7 @@ impl Descriptor {
         let mut len = [0; 4];
         len.copy_from_slice(&raw[8..12]);
         Self {
-            address: Gpa(u64::from_le_bytes(address)),
+            address: BusAddr(u64::from_le_bytes(address)),
             len: u32::from_le_bytes(len),
             flags: u16_at(12),
             next: u16_at(14),
@@ -443,9 +455,16 @@ impl Descriptor {
     }
 }
 
+fn chain_error(fault: Fault, address: BusAddr, len: u32) -> ChainError {
+    match fault {
+        Fault::NotMemory => ChainError::Address { address, len },
+        Fault::Untranslated => ChainError::Untranslated,
+    }
+}
+
 /// The state of walking one chain.
 struct Walk<'a, 'm> {
-    memory: &'m GuestMemory,
+    bus: &'m Bus,
     direction: Direction,
     out: &'a mut Vec<Segment<'m>>,
     left: u16,
@@ -461,9 +480,13 @@ impl Walk<'_, '_> {
         }
         let Descriptor { address, len, .. } = descriptor;
         self.total = self.total.checked_add(len).ok_or(ChainError::TooLong)?;
-        self.memory
-            .cut(address, len as usize, self.out)
-            .ok_or(ChainError::Address { address, len })
+        let access = match self.direction {
+            Direction::Readable => Access::Read,
+            Direction::Writable => Access::Write,
+        };
+        self.bus
+            .cut(address, len as usize, access, self.out)
+            .map_err(|fault| chain_error(fault, address, len))
     }
 
     fn indirect(&mut self, table: Descriptor) -> Result<(), ChainError> {
@@ -476,15 +499,10 @@ impl Walk<'_, '_> {
         loop {
             let offset = (usize::from(index) * DESC_SIZE) as u64;
             let mut raw = [0u8; DESC_SIZE];
-            let entry = table
-                .address
-                .checked_add(offset)
-                .and_then(|at| self.memory.whole(at, DESC_SIZE))
-                .ok_or(ChainError::Address {
-                    address: table.address,
-                    len: table.len,
-                })?;
-            entry.read(&mut raw);
+            let at = table.address.checked_add(offset);
+            at.ok_or(Fault::NotMemory)
+                .and_then(|at| self.bus.read(at, &mut raw))
+                .map_err(|fault| chain_error(fault, table.address, table.len))?;
             let descriptor = Descriptor::parse(&raw);
             if descriptor.flags & DESC_INDIRECT != 0 {
                 return Err(ChainError::Indirect);

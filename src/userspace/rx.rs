@@ -16,7 +16,8 @@ use super::packet::{Header, MessageEnd, Op, Shutdown, SocketType, HEADER_LEN};
 use super::ring::{Direction, RingError, SplitRing};
 use super::slab::Id;
 use super::socket::MAX_SEGMENTS;
-use crate::guest_memory::{slice_across, write_across, GuestMemory, Segment};
+use crate::bus::Bus;
+use crate::guest_memory::{slice_across, write_across, Segment};
 
 /// Packets given in a row before the other direction gets its turn.
 const BURST: usize = 1024;
@@ -37,7 +38,7 @@ struct Buffer {
 /// The receive queue's buffers, as far as they were looked at in this turn.
 pub(super) struct Buffers<'m, 'r> {
     ring: &'r mut SplitRing,
-    memory: &'m GuestMemory,
+    bus: &'m Bus,
     arena: Vec<Segment<'m>>,
     posted: VecDeque<Buffer>,
     /// A buffer was needed and there was none.
@@ -46,10 +47,10 @@ pub(super) struct Buffers<'m, 'r> {
 }
 
 impl<'m, 'r> Buffers<'m, 'r> {
-    fn new(ring: &'r mut SplitRing, memory: &'m GuestMemory) -> Self {
+    fn new(ring: &'r mut SplitRing, bus: &'m Bus) -> Self {
         Self {
             ring,
-            memory,
+            bus,
             arena: Vec::new(),
             posted: VecDeque::new(),
             starved: false,
@@ -64,12 +65,9 @@ impl<'m, 'r> Buffers<'m, 'r> {
             let start = self.arena.len();
             let popped = self
                 .ring
-                .pop(self.memory, Direction::Writable, &mut self.arena);
+                .pop(self.bus, Direction::Writable, &mut self.arena)?;
             let Some(chain) = popped else {
-                if self.ring.available()? == 0 {
-                    break;
-                }
-                continue;
+                break;
             };
             let total = chain.buffers.map_or(0, |len| len as usize);
             if total < HEADER_LEN {
@@ -144,11 +142,11 @@ impl<'m, 'r> Buffers<'m, 'r> {
 /// buffers it has posted, and whether it must post some.
 pub(super) fn pump(
     ring: &mut SplitRing,
-    memory: &GuestMemory,
+    bus: &Bus,
     muxer: &mut Muxer,
     now: Instant,
 ) -> Result<Progress, RingError> {
-    let mut buffers = Buffers::new(ring, memory);
+    let mut buffers = Buffers::new(ring, bus);
     let result = fill(&mut buffers, muxer, now);
     let Buffers {
         ring,

@@ -57,6 +57,12 @@ impl Mailbox {
         // The descriptor is ours: reading a count cannot fail but for there being none.
         let _ = self.wake.take();
     }
+
+    /// Signals what is left: a burst of it was taken.
+    pub fn wake_again(&self) {
+        // As above.
+        let _ = self.wake.signal();
+    }
 }
 
 impl AsFd for Mailbox {

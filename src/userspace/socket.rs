@@ -52,6 +52,14 @@ fn check_len(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether a call has failed for want of descriptors or memory, and may work later.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}
+
 const FLAGS: libc::c_int = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 
 fn raw_type(socket_type: SocketType) -> libc::c_int {
@@ -295,6 +303,16 @@ impl Socket {
         poll.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
     }
 
+    /// Gives the socket to somebody who will wait for it.
+    pub fn into_blocking(self) -> io::Result<OwnedFd> {
+        // SAFETY: no pointers.
+        let flags = check(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETFL) })?;
+        let blocking = flags & !libc::O_NONBLOCK;
+        // SAFETY: no pointers.
+        check(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFL, blocking) })?;
+        Ok(self.fd)
+    }
+
     /// Closes one direction. Errors mean that it is closed already.
     pub fn shutdown(&self, direction: Direction) {
         let how = match direction {
@@ -329,6 +347,36 @@ mod tests {
         assert!(!b.read_closed());
         drop(a);
         assert!(b.read_closed());
+    }
+
+    /// Why records are not told apart on Unix sockets, in either direction: the kernel takes
+    /// MSG_EOR there and forgets it.
+    #[test]
+    fn unix_sockets_carry_no_end_of_record() {
+        let (a, b) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let sent = b"record";
+        // SAFETY: `sent` is valid for its length.
+        let len = unsafe {
+            libc::send(
+                a.as_fd().as_raw_fd(),
+                sent.as_ptr().cast(),
+                sent.len(),
+                libc::MSG_EOR,
+            )
+        };
+        assert_eq!(len, 6);
+        let mut out = [0u8; 16];
+        let mut list = libc::iovec {
+            iov_base: out.as_mut_ptr().cast(),
+            iov_len: out.len(),
+        };
+        // SAFETY: all zeroes is a valid `msghdr`.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_iov = &mut list;
+        message.msg_iovlen = 1;
+        // SAFETY: `message` leads to one valid buffer and nothing else.
+        let len = unsafe { libc::recvmsg(b.as_fd().as_raw_fd(), &mut message, 0) };
+        assert_eq!((len, message.msg_flags & libc::MSG_EOR), (6, 0));
     }
 
     #[test]

@@ -14,7 +14,8 @@ use super::packet::{Header, HEADER_LEN};
 use super::ring::{Direction, RingError, SplitRing};
 use super::slab::Id;
 use super::socket::MAX_SEGMENTS;
-use crate::guest_memory::{read_across, slice_across, GuestMemory, Segment};
+use crate::bus::Bus;
+use crate::guest_memory::{read_across, slice_across, Segment};
 
 /// Packets taken in a row before the other direction gets its turn.
 const BURST: usize = 1024;
@@ -53,7 +54,7 @@ impl Gather<'_> {
 /// Takes a burst of packets. Whether there may be more.
 pub(super) fn pump(
     ring: &mut SplitRing,
-    memory: &GuestMemory,
+    bus: &Bus,
     muxer: &mut Muxer,
     now: Instant,
 ) -> Result<bool, RingError> {
@@ -74,13 +75,10 @@ pub(super) fn pump(
             break Ok(true);
         }
         chain_segments.clear();
-        let chain = match ring.pop(memory, Direction::Readable, &mut chain_segments) {
-            Some(chain) => chain,
-            None => match ring.available() {
-                Ok(0) => break Ok(false),
-                Ok(_) => continue,
-                Err(error) => break Err(error),
-            },
+        let chain = match ring.pop(bus, Direction::Readable, &mut chain_segments) {
+            Ok(Some(chain)) => chain,
+            Ok(None) => break Ok(false),
+            Err(error) => break Err(error),
         };
         taken += 1;
         let mut raw = [0u8; HEADER_LEN];

@@ -35,13 +35,11 @@ impl Muxer {
             self.remove(id);
             return;
         }
-        let pending = connection.outbox.len();
+        let pending = connection.outbox.held();
         self.pending_bytes = self.pending_bytes - connection.counted_pending + pending;
         connection.counted_pending = pending;
         let half_open = connection.is_half_open();
-        self.half_open =
-            self.half_open + usize::from(half_open) - usize::from(connection.counted_half_open);
-        connection.counted_half_open = half_open;
+        self.half_open.count(connection, half_open);
         if let (true, Some(socket)) = (connection.watched, &connection.socket) {
             let wants_room = connection.wants_room();
             if wants_room != connection.watches_room {
@@ -106,14 +104,17 @@ impl Muxer {
             self.settle(id, now);
         }
         self.expire_clients(now);
+        self.open_listeners(now);
     }
 
     /// The next deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.timers.next(), self.client_timers.next()]
-            .into_iter()
-            .flatten()
-            .min()
+        let deadlines = [
+            self.timers.next(),
+            self.client_timers.next(),
+            self.closed_until,
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Tries again later to reach a host program whose backlog is full.

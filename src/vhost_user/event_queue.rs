@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use log::debug;
 
+use crate::bus::Bus;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
@@ -19,7 +20,7 @@ use crate::userspace::ring::{RingError, SplitRing};
 /// An event queue that is being served.
 pub(super) struct EventQueue {
     ring: SplitRing,
-    memory: Arc<GuestMemory>,
+    bus: Bus,
     kick: Option<Arc<EventFd>>,
     call: Option<Arc<EventFd>>,
 }
@@ -35,7 +36,7 @@ impl EventQueue {
         let indirect = features.has(Feature::INDIRECT_DESC);
         Ok(Self {
             ring: SplitRing::new(memory.clone(), queue, event_idx, indirect)?,
-            memory: memory.clone(),
+            bus: Bus::new(memory.clone(), None),
             kick: queue.kick.clone(),
             call: queue.call.clone(),
         })
@@ -72,7 +73,7 @@ impl EventQueue {
     /// Tells the driver that its connections are gone. Whether it had a buffer for that; if
     /// not, its next kick is the time to try again.
     pub(super) fn report_reset(&mut self) -> Result<bool, RingError> {
-        let reported = reset_event::report(&mut self.ring, &self.memory)?;
+        let reported = reset_event::report(&mut self.ring, &self.bus)?;
         if self.ring.publish() {
             self.signal();
         }

@@ -11,28 +11,34 @@
 //! was plugged in) keeps its connections. One that starts elsewhere is a guest that
 //! does not know them.
 //!
-//! Bit 33 may be acknowledged: as long as no front end translates, addresses are guest
-//! physical. One with a vIOMMU does, and is refused as soon as it shows: its rings lie at
-//! I/O virtual addresses, outside of its memory, and it sends IOTLB messages.
+//! Bit 33 may be acknowledged; what addresses mean does not follow from it. Those of the
+//! rings tell: in the front end's memory, and all addresses are guest physical (crosvm, and
+//! QEMU without a vIOMMU); outside of it, and they are I/O virtual (QEMU's
+//! `vhost_memory_map` behind a vIOMMU). Then the device starts once the front end has said
+//! where its rings are, and pauses when it takes that back.
 //!
 //! `unsafe` here: telling [`GuestMemory`] that its regions are mapped.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use log::{debug, error};
+use log::{debug, error, warn};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{
-    Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
+    Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
 };
-use vm_memory::mmap::MmapRegion;
 
-use crate::address::{Address, Gpa, Hva, Range};
+use super::iotlb::{Channel, Message};
+use super::shared_memory::{map, Size};
+use crate::access::Access;
+use crate::address::{Address, Gpa, Hva, Iova, Range};
+use crate::bus::{Iotlb, NoPlace};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
@@ -72,13 +78,70 @@ pub struct Front<P> {
     vrings: [Vring; QUEUES],
     /// Where the queues stood when the device was last stopped.
     stopped_at: Option<[Option<u16>; QUEUES]>,
-    /// Kept open for the front end, which complains of one that is closed.
-    _requests: Option<Backend>,
+    /// Where misses go. QEMU complains of a channel that is closed, used or not.
+    channel: Option<Channel>,
+    iotlb: Arc<Iotlb>,
+    /// The device would run if it were known where its rings are.
+    waiting: bool,
+    told_of_loose_memory: bool,
 }
 
+/// A part of a ring (VIRTIO 1.2, 2.7).
+struct Part {
+    name: &'static str,
+    address: u64,
+    len: u64,
+    access: Access,
+}
+
+impl Vring {
+    /// Whether a part of it lies in `range`.
+    fn lies_in(&self, range: Range<Iova>) -> bool {
+        let parts = self.parts().into_iter().flatten();
+        parts
+            .filter_map(|part| Range::new(Iova(part.address), part.len).ok())
+            .any(|part| part.overlaps(&range))
+    }
+
+    /// Descriptor table, available ring, used ring, with their event fields.
+    fn parts(&self) -> Option<[Part; 3]> {
+        let [descriptors, available, used] = self.addresses?;
+        let size = u64::from(self.size);
+        let part = |name, address, len, access| Part {
+            name,
+            address,
+            len,
+            access,
+        };
+        Some([
+            part("descriptor table", descriptors, 16 * size, Access::Read),
+            part("available ring", available, 6 + 2 * size, Access::Read),
+            part("used ring", used, 6 + 8 * size, Access::ReadWrite),
+        ])
+    }
+}
+
+/// What is known of a queue.
+enum Setup {
+    /// It is not to be served.
+    Absent,
+    /// It will be, once it is known where it is.
+    Waiting,
+    Ready(Queue),
+}
+
+impl Setup {
+    fn ready(self) -> Option<Queue> {
+        match self {
+            Self::Ready(queue) => Some(queue),
+            Self::Absent | Self::Waiting => None,
+        }
+    }
+}
+
+/// The reason is logged by whoever hangs up on the front end.
 fn refuse(what: std::fmt::Arguments<'_>) -> Error {
-    error!("vhost-user: {what}");
-    Error::InvalidParam
+    Error::ReqHandlerError(io::Error::other(what.to_string()))
 }
 
 fn bad_memory(error: impl std::fmt::Display) -> Error {
@@ -99,7 +162,10 @@ impl<P: DataPath> Front<P> {
             views: Vec::new(),
             vrings: Default::default(),
             stopped_at: None,
-            _requests: None,
+            channel: None,
+            iotlb: Arc::default(),
+            waiting: false,
+            told_of_loose_memory: false,
         }
     }
 
@@ -111,7 +177,9 @@ impl<P: DataPath> Front<P> {
         self.views.clear();
         self.vrings = Default::default();
         self.stopped_at = None;
-        self._requests = None;
+        self.channel = None;
+        self.iotlb = Arc::default();
+        self.waiting = false;
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
@@ -139,53 +207,90 @@ impl<P: DataPath> Front<P> {
         view.guest.checked_add(offset)
     }
 
-    fn queue(&self, index: usize) -> Result<Option<Queue>> {
+    /// Whether addresses are I/O virtual ones: bit 33 is acknowledged, and a ring's lie
+    /// outside of the front end's memory.
+    fn is_translated(&self) -> bool {
+        let platform = self
+            .acked
+            .is_some_and(|acked| acked.has(Feature::ACCESS_PLATFORM));
+        let outside = |vring: &Vring| {
+            let addresses = vring.addresses.unwrap_or_default();
+            addresses.iter().any(|at| self.to_guest(*at).is_none())
+        };
+        platform && outside(&self.vrings[RX]) && outside(&self.vrings[TX])
+    }
+
+    fn queue(&self, index: usize, translated: bool) -> Result<Setup> {
         let vring = &self.vrings[index];
-        let (true, Some(addresses)) = (self.is_ready(index), vring.addresses) else {
-            return Ok(None);
+        let (true, Some(parts)) = (self.is_ready(index), vring.parts()) else {
+            return Ok(Setup::Absent);
         };
-        let place = |address| {
-            self.to_guest(address)
-                .ok_or_else(|| self.misplaced(index, address))
+        let mut places = [None; 3];
+        for (place, part) in places.iter_mut().zip(parts) {
+            *place = if translated {
+                self.translate(index, &part)?
+            } else {
+                Some(self.to_guest(part.address).ok_or_else(|| {
+                    refuse(format_args!(
+                        "queue {index}: the {} at {:#x} is not guest memory",
+                        part.name, part.address
+                    ))
+                })?)
+            };
+        }
+        let [Some(descriptors), Some(available), Some(used)] = places else {
+            return Ok(Setup::Waiting);
         };
-        let [descriptors, available, used] = addresses;
-        Ok(Some(Queue {
+        Ok(Setup::Ready(Queue {
             size: vring.size,
-            descriptors: place(descriptors)?,
-            available: place(available)?,
-            used: place(used)?,
+            descriptors,
+            available,
+            used,
             base: vring.base,
             kick: vring.kick.clone(),
             call: vring.call.clone(),
         }))
     }
 
-    /// A ring address that is not in the front end's memory. QEMU hands over I/O virtual
-    /// addresses (`vhost_memory_map`) where it acknowledges bit 33, which it does only
-    /// behind a vIOMMU.
-    fn misplaced(&self, index: usize, address: u64) -> Error {
-        let platform = self
-            .acked
-            .is_some_and(|acked| acked.has(Feature::ACCESS_PLATFORM));
-        if platform {
-            return refuse(format_args!(
-                "queue {index}: {address:#x} is not guest memory, and ACCESS_PLATFORM is \
-                 acknowledged: a vIOMMU translates for this device, which the daemon does not \
-                 serve; keep the device out of it (QEMU: iommu_platform=off)"
-            ));
+    /// Where a part of a ring is; `None`: the front end will be asked.
+    fn translate(&self, index: usize, part: &Part) -> Result<Option<Gpa>> {
+        let (name, address) = (part.name, part.address);
+        if self.channel.is_none() {
+            return Err(refuse(format_args!(
+                "queue {index}: the {name} at {address:#x} is not guest memory, and ACCESS_PLATFORM \
+                 is acknowledged: a vIOMMU translates for this device, but the front end has \
+                 opened no channel to ask it (protocol feature BACKEND_REQ)"
+            )));
         }
-        refuse(format_args!(
-            "queue {index}: {address:#x} is not guest memory"
-        ))
+        let range = Range::new(Iova(address), part.len)
+            .map_err(|e| refuse(format_args!("queue {index}: the {name}: {e}")))?;
+        match self.iotlb.whole(range, part.access) {
+            Ok(place) => Ok(Some(place)),
+            Err(NoPlace::Untranslated) => Ok(None),
+            Err(NoPlace::Scattered) => Err(refuse(format_args!(
+                "queue {index}: the pages of the {name} at {address:#x} are not neighbours in \
+                 guest memory: use a smaller queue (up to 256 entries each part is one page)"
+            ))),
+        }
     }
 
     /// Starts the device if all is there, or again if it runs and something has changed.
     fn start(&mut self) -> Result<()> {
         self.pause();
+        self.waiting = false;
         let (Some(memory), Some(acked)) = (self.memory.clone(), self.acked) else {
             return Ok(());
         };
         if !self.is_ready(RX) || !self.is_ready(TX) {
+            return Ok(());
+        }
+        let translated = self.is_translated();
+        let mut queues = [Setup::Absent, Setup::Absent, Setup::Absent];
+        for (index, queue) in queues.iter_mut().enumerate() {
+            *queue = self.queue(index, translated)?;
+        }
+        if queues.iter().any(|queue| matches!(queue, Setup::Waiting)) {
+            self.waiting = true;
             return Ok(());
         }
         let bases = [RX, TX, EVENT].map(|index| self.vrings[index].base);
@@ -194,7 +299,8 @@ impl<P: DataPath> Front<P> {
             .is_some_and(|at| (at[RX], at[TX]) == (Some(bases[RX]), Some(bases[TX])));
         let activation = Activation {
             memory,
-            queues: [self.queue(RX)?, self.queue(TX)?, self.queue(EVENT)?],
+            iotlb: translated.then(|| self.iotlb.clone()),
+            queues: queues.map(Setup::ready),
             features: acked - Feature::PROTOCOL_FEATURES.set(),
             resumed,
         };
@@ -203,9 +309,76 @@ impl<P: DataPath> Front<P> {
             .map_err(|e| refuse(format_args!("the device cannot start: {e}")))
     }
 
+    /// Takes a request of those that a vIOMMU needs.
+    pub(super) fn iotlb_message(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Channel(channel) => self.channel = Some(channel),
+            Message::Update {
+                range,
+                host,
+                access,
+            } => {
+                let gpa = self.whole_to_guest(range, host).ok_or_else(|| {
+                    refuse(format_args!(
+                        "an IOTLB update of {range} to {host}, which is not guest memory"
+                    ))
+                })?;
+                self.iotlb.update(range, gpa, access);
+                if self.waiting {
+                    self.start()?;
+                }
+            }
+            Message::Invalidate(range) => {
+                let rings = self.path.is_active()
+                    && self.is_translated()
+                    && self.vrings.iter().any(|vring| vring.lies_in(range));
+                if rings {
+                    self.pause();
+                }
+                self.iotlb.invalidate(range);
+                if rings {
+                    self.start()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the front end sees memory that `range` leads to, from `host` on, in the guest.
+    fn whole_to_guest(&self, range: Range<Iova>, host: Hva) -> Option<Gpa> {
+        let range = range.at(host)?;
+        let view = self
+            .views
+            .iter()
+            .find(|view| view.front_end.covers(&range))?;
+        view.guest
+            .checked_add(host.offset_from(view.front_end.first())?)
+    }
+
+    /// Asks the front end for the translations that are missing.
+    pub(super) fn ask(&mut self) {
+        for miss in self.iotlb.questions() {
+            debug!(
+                "vm {}: asks where {} leads ({})",
+                self.path.cid(),
+                miss.iova,
+                miss.access
+            );
+            let sent = self.channel.as_mut().map(|channel| channel.ask(miss));
+            if let Some(Err(error)) = sent {
+                error!(
+                    "vm {}: the front end cannot be asked to translate {}: {error}",
+                    self.path.cid(),
+                    miss.iova
+                );
+            }
+        }
+    }
+
     /// Stops the device, if it runs, and notes where.
     fn pause(&mut self) {
         if let Some(bases) = self.path.stop() {
+            self.iotlb.forget_questions();
             for (vring, base) in self.vrings.iter_mut().zip(bases) {
                 // A ring that has not run yet is where the front end says.
                 if let (true, Some(base)) = (vring.started, base) {
@@ -223,18 +396,6 @@ impl<P: DataPath> Front<P> {
         }
         Ok(())
     }
-}
-
-fn map(region: &VhostUserMemoryRegion, file: File) -> Result<MmapRegion> {
-    let (offset, size) = (region.mmap_offset, region.memory_size);
-    let len = file.metadata().map_err(Error::ReqHandlerError)?.len();
-    // Access beyond the end of a file is a SIGBUS, not an error.
-    if offset.checked_add(size).is_none_or(|end| end > len) {
-        return Err(refuse(format_args!(
-            "a memory region of {size:#x} bytes at offset {offset:#x} of a file of {len:#x}"
-        )));
-    }
-    region.mmap_region(file)
 }
 
 impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
@@ -284,8 +445,10 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         let mut mappings = Vec::new();
         let mut table = Vec::new();
         let mut views = Vec::new();
+        let mut loose = false;
         for (region, file) in regions.iter().zip(files) {
-            let mapping = map(region, file)?;
+            let (mapping, file_size) = map(region, file)?;
+            loose |= file_size == Size::Loose;
             let (guest, size) = (Gpa(region.guest_phys_addr), region.memory_size);
             let host = Hva(mapping.as_ptr() as u64);
             table.push(Region::new(guest, host, size).map_err(bad_memory)?);
@@ -299,6 +462,13 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         // SAFETY: each region is the whole of a shared, writable mapping that `mappings`
         // owns and that nothing else refers to.
         let memory = unsafe { GuestMemory::new(map, Arc::new(mappings)) };
+        if loose && !std::mem::replace(&mut self.told_of_loose_memory, true) {
+            warn!(
+                "vm {}: guest memory is a file that cannot be sealed against shrinking: a front end \
+                 that shrinks it ends this process (a memfd that allows sealing is safe)",
+                self.path.cid()
+            );
+        }
         let active = self.path.is_active();
         self.pause();
         self.memory = Some(Arc::new(memory));
@@ -373,8 +543,9 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let call = fd.map(event_fd);
         self.vring(index.into())?.call.clone_from(&call);
-        self.path.set_call(index.into(), call);
-        Ok(())
+        self.path
+            .set_call(index.into(), call)
+            .map_err(|e| refuse(format_args!("queue {index}: another call event: {e}")))
     }
 
     fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {
@@ -385,17 +556,12 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            // QEMU takes no back end that offers bit 33 without a channel for IOTLB
-            // misses; addresses are guest physical here, and the channel stays idle.
+            // For IOTLB misses: QEMU takes no back end that offers bit 33 without it.
             | VhostUserProtocolFeatures::BACKEND_REQ)
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
         Ok(())
-    }
-
-    fn set_backend_req_fd(&mut self, requests: Backend) {
-        self._requests = Some(requests);
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {

@@ -5,13 +5,17 @@
 //! The front end's address space is not ours: [`Front`](super::front::Front) has already
 //! turned its ring addresses into guest physical ones. Bit 33 is offered, as crosvm does
 //! for protected VMs, and goes no further than the shim: without IOTLB messages from the
-//! front end addresses are guest physical, so the mode is `off` on every kernel.
+//! front end addresses are guest physical, so the mode is `off` on every kernel, or what
+//! [`KernelPath::with_addressing`] was told. `management` holds what else may be asked.
 //!
 //! A guest that goes for good takes its connections with it, which vhost-vsock does
 //! when its descriptor closes: the device is opened anew for the next guest.
 //!
 //! A guest that outlives its front end is told that its connections are gone, in the event
-//! queue. Limits: QEMU keeps that queue to itself; such a guest learns of it by RST.
+//! queue, and so is one whose queues the kernel has given up on. Limits: QEMU keeps that
+//! queue to itself; such a guest learns of it by RST.
+
+mod management;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -27,9 +31,11 @@ use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
 use crate::kernel::{
-    self, Addressing, Error, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
+    self, Addressing, Error, Failure, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
 };
 use crate::path::{Activation, DataPath, Queue, EVENT, PATH_KINDS, QUEUES, RX, TX};
+use crate::rate_limit::RateLimit;
+use crate::watchers::{Event, Watchers};
 
 /// What the monitor watches; the slot is a number in its list.
 const MONITOR: u8 = PATH_KINDS;
@@ -51,9 +57,19 @@ pub struct KernelPath {
     activation: Option<Activation>,
     monitor: Option<Monitor>,
     events: Option<EventQueue>,
+    /// The call event of a queue whose driver wants none.
+    unheard: EventFd,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
+    addressing: Addressing,
+    /// A queue was given up.
+    broken: bool,
+    resets: u64,
+    denials: u64,
+    watchers: Arc<Watchers>,
     epoll: Arc<Epoll>,
+    /// Limits what a guest can make us log.
+    reports: RateLimit,
 }
 
 impl KernelPath {
@@ -79,9 +95,23 @@ impl KernelPath {
             activation: None,
             monitor: None,
             events: None,
+            unheard: EventFd::new().map_err(Error::Event)?,
             reset_event: false,
+            addressing: Addressing::Off,
+            broken: false,
+            resets: 0,
+            denials: 0,
+            watchers: Arc::default(),
             epoll,
+            reports: RateLimit::default(),
         })
+    }
+
+    /// The same with another way to reach guest memory: off is the default, and a vIOMMU
+    /// there is none.
+    pub fn with_addressing(mut self, addressing: Addressing) -> Self {
+        self.addressing = addressing;
+        self
     }
 
     fn start(&mut self, activation: &Activation) -> Result<Monitor, Error> {
@@ -90,11 +120,17 @@ impl KernelPath {
             cid: self.cid,
             vm: Vm::Protected,
             acked: activation.features,
-            iotlb_bit: IotlbBit::NONE,
-            addressing: Addressing::Off,
+            iotlb_bit: match self.addressing.mode().wants_iotlb() {
+                true => IotlbBit::default(),
+                false => IotlbBit::NONE,
+            },
+            addressing: self.addressing.clone(),
             messages: MessageFormat::V1,
             memory: activation.memory.map().clone(),
-            queues: [setup(rx, QueueIndex::Rx)?, setup(tx, QueueIndex::Tx)?],
+            queues: [
+                setup(rx, QueueIndex::Rx, &self.unheard)?,
+                setup(tx, QueueIndex::Tx, &self.unheard)?,
+            ],
         })
     }
 
@@ -106,7 +142,9 @@ impl KernelPath {
         match events.report_reset() {
             Ok(reported) => self.reset_event = !reported,
             Err(broken) => {
-                error!("vm {}: event queue: {broken}", self.cid);
+                if self.reports.allow() {
+                    error!("vm {}: event queue: {broken}", self.cid);
+                }
                 self.reset_event = false;
             }
         }
@@ -117,6 +155,8 @@ impl KernelPath {
         self.stop();
         self.device = opened(&self.open)?;
         self.activation = None;
+        self.broken = false;
+        self.resets += 1;
         Ok(())
     }
 }
@@ -127,9 +167,13 @@ fn opened(open: &Open) -> Result<VhostVsock, Error> {
     Ok(device)
 }
 
-fn setup(queue: &Option<Queue>, index: QueueIndex) -> Result<QueueSetup<'_>, Error> {
+fn setup<'a>(
+    queue: &'a Option<Queue>,
+    index: QueueIndex,
+    unheard: &'a EventFd,
+) -> Result<QueueSetup<'a>, Error> {
     let missing = || {
-        let why = format!("queue {index} needs a kick and a call descriptor");
+        let why = format!("queue {index} needs a kick descriptor");
         Error::Event(io::Error::new(io::ErrorKind::InvalidInput, why))
     };
     let queue = queue.as_ref().ok_or_else(missing)?;
@@ -141,7 +185,7 @@ fn setup(queue: &Option<Queue>, index: QueueIndex) -> Result<QueueSetup<'_>, Err
         used: bus(queue.used),
         base: queue.base,
         kick: queue.kick.as_deref().ok_or_else(missing)?.as_fd(),
-        call: queue.call.as_deref().ok_or_else(missing)?.as_fd(),
+        call: queue.call.as_deref().unwrap_or(unheard).as_fd(),
     })
 }
 
@@ -159,15 +203,19 @@ impl DataPath for KernelPath {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        if activation.iotlb.is_some() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a vIOMMU translates for this device, which the kernel path does not serve: \
+                 use --backend userspace, or keep the device out of it (QEMU: iommu_platform=off)",
+            ));
+        }
         if !activation.resumed {
             if self.activation.is_some() {
                 self.renew().map_err(io::Error::other)?;
             }
-            // A driver that is past its first entries knows connections that we do not.
-            self.reset_event = activation.queues[..EVENT]
-                .iter()
-                .flatten()
-                .any(|queue| queue.base != 0);
+            // A driver whose queues were served before knows connections that we do not.
+            self.reset_event = activation.was_served();
         }
         let events = activation.queues[EVENT]
             .as_ref()
@@ -189,10 +237,14 @@ impl DataPath for KernelPath {
             watched = watched.and(events.watch(&self.epoll, EVENT_KICK));
         }
         if !activation.resumed {
-            let (cid, features) = (self.cid, activation.features);
-            info!("vm {cid}: the driver is there, features: {features}");
+            // A guest can reset its driver as often as it likes.
+            if self.reports.allow() {
+                let (cid, features) = (self.cid, activation.features);
+                info!("vm {cid}: the driver is there, features: {features}");
+            }
         }
         self.monitor = Some(monitor);
+        self.broken = false;
         self.events = events;
         self.activation = Some(activation);
         if watched.is_err() {
@@ -242,46 +294,45 @@ impl DataPath for KernelPath {
         }
     }
 
-    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) {
-        if queue == EVENT {
-            if let Some(events) = &mut self.events {
-                events.set_call(call.clone());
-            }
-            if let Some(activation) = &mut self.activation {
-                if let Some(place) = &mut activation.queues[EVENT] {
-                    place.call = call;
-                }
-            }
-            return;
-        }
-        if !self.is_active() {
-            return;
-        }
-        let bases = self.stop();
-        let (Some(mut activation), Some(bases)) = (self.activation.take(), bases) else {
-            return;
+    fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()> {
+        let index = match queue {
+            RX => Some(QueueIndex::Rx),
+            TX => Some(QueueIndex::Tx),
+            _ => None,
         };
-        for (place, base) in activation.queues.iter_mut().zip(bases) {
-            if let (Some(place), Some(base)) = (place, base) {
-                place.base = base;
-            }
+        if let (Some(index), true) = (index, self.device.is_running()) {
+            let event = call.as_deref().unwrap_or(&self.unheard);
+            self.device
+                .set_call(index, event.as_fd())
+                .map_err(io::Error::other)?;
+            event.signal()?;
         }
-        if let Some(place) = &mut activation.queues[queue] {
+        if let (EVENT, Some(events)) = (queue, &mut self.events) {
+            events.set_call(call.clone());
+        }
+        let active = self.activation.as_mut();
+        if let Some(Some(place)) = active.and_then(|a| a.queues.get_mut(queue)) {
             place.call = call;
         }
-        activation.resumed = true;
-        if let Err(error) = self.activate(activation) {
-            error!(
-                "vm {}: queue {queue} cannot go on with another call event: {error}",
-                self.cid
-            );
-        }
+        Ok(())
     }
 
     fn event(&mut self, token: Token, _interest: Interest) {
         if let (MONITOR, Some(monitor)) = (token.kind, &mut self.monitor) {
-            // Logged there; vhost-user has no way to say more.
-            drop(monitor.handle());
+            // Logged there. Told of a reset, the guest ends its connections instead of
+            // waiting for ever; vhost-user has no way to say more, the watchers have.
+            let failures = monitor.handle();
+            if !failures.is_empty() {
+                self.broken = true;
+                self.reset_event = true;
+                for failure in failures {
+                    if let Failure::Denied(denial) = failure {
+                        self.denials += 1;
+                        self.watchers.tell(|| Event::Denied(denial));
+                    }
+                }
+                self.report_reset();
+            }
         }
         if token == EVENT_KICK {
             self.report_reset();

@@ -8,12 +8,15 @@
 //! processes rings through a lock, which stands in the way of all that makes the data
 //! path fast: one loop for queues and sockets alike, and one publication a batch.
 //!
-//! - [`front`]: requests, and what they add up to;
+//! - [`front`]: requests, and what they add up to; `shared_memory`: guest memory;
+//! - `iotlb`: the messages of a VMM with a vIOMMU;
 //! - [`kernel_path`]: `/dev/vhost-vsock` as such a data path; `event_queue`: the queue that
 //!   vhost-vsock leaves to others;
 //! - [`worker`]: a VM's thread: the socket, the event loop, the data path's turns.
 
 mod event_queue;
 pub mod front;
+mod iotlb;
 pub mod kernel_path;
+mod shared_memory;
 pub mod worker;

@@ -10,9 +10,9 @@ use crosvm_vsock::userspace::packet::SocketType as HostType;
 use crosvm_vsock::userspace::socket::Socket;
 use guest_driver::queues::{Chunking, RxConfig, Split};
 use guest_driver::rng::Rng;
-use guest_driver::{SocketType, Stream};
+use guest_driver::{GuestConfig, SocketType, Stream};
 
-use crate::harness::{wait_until, Vm};
+use crate::harness::{wait_until, Vm, SEQPACKET};
 
 fn retry<T>(mut what: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     for _ in 0..10_000 {
@@ -41,6 +41,14 @@ fn path(vm: &Vm, suffix: &str) -> std::ffi::OsString {
     let mut path = vm.device.uds().into_os_string();
     path.push(OsStr::new(suffix));
     path
+}
+
+/// A VM whose device has sequenced packets.
+fn start(guest: impl FnOnce(&mut GuestConfig)) -> Vm {
+    let vm = Vm::with(|_| {}, guest);
+    let offered = vm.vmm.features().unwrap();
+    assert_ne!(offered & SEQPACKET, 0, "not offered: sequenced packets");
+    vm
 }
 
 fn guest_connects(vm: &Vm) -> (Stream, Socket) {
@@ -85,7 +93,7 @@ const SIZES: [usize; 9] = [1, 10, 4052, 4053, 100, 65_536, 150_000, 2, 70_000];
 
 #[test]
 fn messages_keep_their_boundaries_both_ways() {
-    let vm = Vm::start();
+    let vm = start(|_| {});
     let (guest, host) = guest_connects(&vm);
     messages(&guest, &host, &SIZES);
     drop(host);
@@ -95,18 +103,15 @@ fn messages_keep_their_boundaries_both_ways() {
 
 #[test]
 fn messages_in_small_pieces_keep_their_boundaries() {
-    let vm = Vm::with(
-        |_| {},
-        |g| {
-            g.tx.chunking = Chunking::Random(700);
-            g.tx.split = Split::Random(300);
-            g.rx = RxConfig {
-                buffers: 20,
-                size: 600,
-                split: Split::Every(77),
-            };
-        },
-    );
+    let vm = start(|g| {
+        g.tx.chunking = Chunking::Random(700);
+        g.tx.split = Split::Random(300);
+        g.rx = RxConfig {
+            buffers: 20,
+            size: 600,
+            split: Split::Every(77),
+        };
+    });
     let (guest, host) = guest_connects(&vm);
     messages(&guest, &host, &[1, 5000, 599, 600, 20_000, 3]);
     vm.assert_clean();
@@ -114,7 +119,7 @@ fn messages_in_small_pieces_keep_their_boundaries() {
 
 #[test]
 fn hosts_connect_at_a_name_of_their_own() {
-    let vm = Vm::start();
+    let vm = start(|_| {});
     let listener = vm.guest.listen(50, SocketType::SEQPACKET).unwrap();
     let host = Socket::connect_unix(&path(&vm, "_seqpacket"), HostType::SeqPacket).unwrap();
     send(&host, b"CONNECT 50\n");
@@ -128,7 +133,7 @@ fn hosts_connect_at_a_name_of_their_own() {
 
 #[test]
 fn a_host_that_does_not_read_loses_no_message() {
-    let vm = Vm::start();
+    let vm = start(|_| {});
     let (guest, host) = guest_connects(&vm);
     for number in 0..100u32 {
         let mut message = vec![0; 4000];
@@ -148,7 +153,7 @@ fn a_host_that_does_not_read_loses_no_message() {
 
 #[test]
 fn a_message_larger_than_the_guests_buffer_ends_the_connection() {
-    let vm = Vm::with(|_| {}, |g| g.buf_alloc = 10_000);
+    let vm = start(|g| g.buf_alloc = 10_000);
     let (guest, host) = guest_connects(&vm);
     send(&host, &[1; 10_001]);
     assert!(guest.recv_msg(&mut Vec::new()).is_err());
@@ -157,7 +162,7 @@ fn a_message_larger_than_the_guests_buffer_ends_the_connection() {
 
 #[test]
 fn a_message_too_large_for_the_hosts_socket_ends_the_connection() {
-    let vm = Vm::start();
+    let vm = start(|_| {});
     let (guest, host) = guest_connects(&vm);
     guest.send_msg(&vec![1; 900_000], false).unwrap();
     assert!(guest.recv_msg(&mut Vec::new()).is_err());
@@ -167,7 +172,7 @@ fn a_message_too_large_for_the_hosts_socket_ends_the_connection() {
 
 #[test]
 fn a_stream_does_not_reach_a_listener_for_messages() {
-    let vm = Vm::start();
+    let vm = start(|_| {});
     let listener = Socket::listen_unix(&path(&vm, "_70"), HostType::SeqPacket).unwrap();
     let error = vm.guest.connect(2, 70, SocketType::STREAM).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

@@ -4,12 +4,15 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use guest_driver::check::{receive, send, Pieces};
+use guest_driver::packet::{Header, Op};
 use guest_driver::SocketType;
 
-use crate::harness::{wait_until, Vm};
+use crate::harness::{header, wait_until, Vm};
 
 fn pair(a: &[&str], b: &[&str]) -> (Vm, Vm) {
     let street = Arc::default();
@@ -103,4 +106,35 @@ fn a_sibling_that_ends_ends_its_connections() {
     let error = a.guest.connect(4, 50, SocketType::STREAM).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
     a.assert_alive();
+}
+
+#[test]
+fn a_sibling_that_never_stops_asking_holds_up_nobody() {
+    let street = Arc::default();
+    let a = Vm::among(&street, 3, |_| {}, |_| {});
+    let b = Vm::among(&street, 4, |c| c.limits.sibling_requests = 4, |_| {});
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let raw = a.guest.raw();
+            let mut asked = 0u32;
+            while !over.load(Ordering::Relaxed) {
+                let request = Header {
+                    dst_cid: 4,
+                    ..header(Op::REQUEST, asked % 50_000, 50)
+                };
+                raw.send(&request, &[]).unwrap();
+                while raw.recv(Duration::ZERO).is_ok() {}
+                asked += 1;
+            }
+            asked
+        });
+        for _ in 0..20 {
+            b.assert_alive();
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(asking.join().unwrap() > 20, "nothing is tested");
+    });
+    a.assert_alive();
+    b.assert_clean();
 }

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use guest_driver::eventfd::EventFd;
 use guest_driver::queues::Queue;
 use guest_driver::{Guest, GuestConfig, SocketType};
 
@@ -174,6 +175,104 @@ fn half_a_request_and_nonsense_are_survived() {
     Vm { guest, vmm, device }.assert_alive();
 }
 
+#[test]
+fn those_who_wait_in_silence_keep_no_front_end_out() {
+    let device = Device::start(&Arc::default(), 3, |_| {});
+    let held: Vec<_> = (0..50)
+        .map(|_| UnixStream::connect(device.socket()).unwrap())
+        .collect();
+    let config = GuestConfig::default();
+    let guest = Guest::new(config.clone()).unwrap();
+    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    let vm = Vm { guest, vmm, device };
+    vm.assert_alive();
+    drop(held);
+}
+
+#[test]
+fn a_front_end_that_reads_no_replies_delays_only_itself() {
+    let deafen = |device: &Device| {
+        let mut deaf = UnixStream::connect(device.socket()).unwrap();
+        let get_features = [1u32, 1, 0].map(u32::to_ne_bytes).concat();
+        let wait = std::time::Duration::from_millis(200);
+        deaf.set_write_timeout(Some(wait)).unwrap();
+        while deaf.write_all(&get_features).is_ok() {}
+        deaf
+    };
+    let mut device = Device::start(&Arc::default(), 3, |_| {});
+    let deaf = deafen(&device);
+    // The device's thread still hears that it is to end.
+    device.end();
+    drop(deaf);
+    let device = Device::start(&Arc::default(), 3, |_| {});
+    drop(deafen(&device));
+    let config = GuestConfig::default();
+    let guest = Guest::new(config.clone()).unwrap();
+    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    Vm { guest, vmm, device }.assert_alive();
+}
+
+#[test]
+fn a_call_event_is_swapped_while_the_device_runs() {
+    let vm = Vm::start();
+    let (mut guest, mut host) = vm.guest_connects(70);
+    let masked = EventFd::new().unwrap();
+    vm.vmm.set_call(Queue::Rx, &masked).unwrap();
+    assert_eq!(
+        masked.take().unwrap(),
+        1,
+        "what the old one said is not lost"
+    );
+    host.write_all(b"while masked").unwrap();
+    wait_until("the new event", || masked.take().unwrap() > 0);
+    let own = &vm.guest.queues()[Queue::Rx as usize].call;
+    vm.vmm.set_call(Queue::Rx, own).unwrap();
+    // The driver hears of what came meanwhile, and the connection has not noticed.
+    let mut got = [0; 12];
+    guest.read_exact(&mut got).unwrap();
+    guest.write_all(&got).unwrap();
+    host.read_exact(&mut got).unwrap();
+    assert_eq!(masked.take().unwrap(), 0);
+    vm.assert_clean();
+}
+
+/// What was last used in the receive queue: it shows that a device was there.
+pub fn leave_traces(guest: &Guest) {
+    let queue = &guest.queues()[Queue::Rx as usize];
+    let last = queue.addresses.used.at(4 + 8 * (u64::from(queue.size) - 1));
+    guest
+        .space()
+        .write(last, &[5, 0, 0, 0, 44, 0, 0, 0])
+        .unwrap();
+}
+
+#[test]
+fn a_guest_whose_indices_have_wrapped_to_0_is_told_of_the_reset() {
+    let mut vm = Vm::start();
+    vm.vmm.stop().unwrap();
+    drop(vm.vmm);
+    vm.guest.reset(0).unwrap();
+    leave_traces(&vm.guest);
+    vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+    vm.vmm.start(&vm.guest, &GuestConfig::default()).unwrap();
+    vm.guest.wait_event(PATIENCE).unwrap();
+    vm.assert_alive();
+}
+
+#[test]
+fn a_guest_that_has_just_booted_is_not_told_of_a_reset() {
+    let vm = Vm::start();
+    vm.assert_alive();
+    let used = vm.guest.queues()[Queue::Event as usize]
+        .addresses
+        .used
+        .at(2);
+    let order = std::sync::atomic::Ordering::Acquire;
+    assert_eq!(vm.guest.space().load_u16(used, order).unwrap(), 0);
+}
+
 /// Open descriptors of this process that are connected to, or are, the device's: sockets
 /// and eventfds. Other tests run in this process, so this one runs in another.
 #[test]
@@ -194,7 +293,7 @@ fn two_hundred_front_ends_leak_no_descriptor() {
     let device = Device::start(&Arc::default(), 3, |_| {});
     let listener = device.listen(70);
     let config = GuestConfig::default();
-    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let count = || device.open_descriptors();
     let mut before = 0;
     for round in 0..200 {
         let guest = Guest::new(config.clone()).unwrap();

@@ -5,7 +5,7 @@
 //! not start.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -20,8 +20,10 @@ use crosvm_vsock::memory::MemoryMap;
 use crosvm_vsock::vhost_user::kernel_path::KernelPath;
 use crosvm_vsock::vhost_user::worker::Worker;
 use guest_driver::packet::Event;
+use guest_driver::queues::Queue;
 use guest_driver::{Guest, GuestConfig};
 
+use crate::front_ends::leave_traces;
 use crate::harness::{wait_until, Vmm, ACCESS_PLATFORM, PATIENCE, VERSION_1};
 
 const OFFERED: FeatureSet = FeatureSet::of(&[
@@ -42,6 +44,10 @@ struct Told {
     starts: u32,
     bases: [u16; 2],
     regions: usize,
+    /// What is signalled for each queue's used buffers.
+    calls: [Option<OwnedFd>; 2],
+    /// What is signalled when a queue cannot be served any more.
+    errors: [Option<OwnedFd>; 2],
     closed: bool,
 }
 
@@ -110,12 +116,14 @@ impl Vhost for Kernel {
         Ok(())
     }
 
-    fn set_vring_call(&self, _queue: QueueIndex, _event: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        Ok(())
+    fn set_vring_call(&self, queue: QueueIndex, event: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let event = event.map(|event| event.try_clone_to_owned()).transpose()?;
+        self.tell(|told| told.calls[queue.number() as usize] = event)
     }
 
-    fn set_vring_err(&self, _queue: QueueIndex, _event: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        Ok(())
+    fn set_vring_err(&self, queue: QueueIndex, event: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let event = event.map(|event| event.try_clone_to_owned()).transpose()?;
+        self.tell(|told| told.errors[queue.number() as usize] = event)
     }
 
     fn set_guest_cid(&self, cid: u64) -> io::Result<()> {
@@ -178,16 +186,38 @@ fn start(dir: &tempfile::TempDir) -> (Opened, impl Drop) {
     (opened, Running(stop, Some(thread)))
 }
 
+fn config() -> GuestConfig {
+    GuestConfig {
+        cid: 7,
+        ..GuestConfig::default()
+    }
+}
+
+/// A front end that has not started anything yet.
+fn connect(dir: &tempfile::TempDir) -> Vmm {
+    Vmm::connect(dir.path().join("vhost.socket")).unwrap()
+}
+
+/// A front end that has started `guest`.
+fn boot(dir: &tempfile::TempDir, guest: &Guest) -> Vmm {
+    let mut vmm = connect(dir);
+    vmm.start(guest, &config()).unwrap();
+    vmm
+}
+
+/// How many events the guest has been told of.
+fn events(guest: &Guest) -> u16 {
+    let used_index = guest.queues()[Queue::Event as usize].addresses.used.at(2);
+    let space = guest.space();
+    space.load_u16(used_index, Ordering::Acquire).unwrap()
+}
+
 #[test]
 fn bit_33_is_offered_and_goes_no_further() {
     let dir = tempfile::TempDir::new().unwrap();
     let (opened, _running) = start(&dir);
-    let config = GuestConfig {
-        cid: 7,
-        ..GuestConfig::default()
-    };
-    let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
+    let guest = Guest::new(config()).unwrap();
+    let mut vmm = connect(&dir);
     let offered = vmm.features().unwrap();
     assert_eq!(offered & ACCESS_PLATFORM, ACCESS_PLATFORM);
     assert_eq!(
@@ -197,7 +227,7 @@ fn bit_33_is_offered_and_goes_no_further() {
     );
     vmm.extra_features |= ACCESS_PLATFORM;
     vmm.queues = 2;
-    vmm.start(&guest, &config).unwrap();
+    vmm.start(&guest, &config()).unwrap();
     let device = opened.lock().unwrap()[0].clone();
     wait_until("the device runs", || device.lock().unwrap().running);
     let told = device.lock().unwrap();
@@ -214,14 +244,9 @@ fn bit_33_is_offered_and_goes_no_further() {
 fn every_guest_gets_a_device_of_its_own() {
     let dir = tempfile::TempDir::new().unwrap();
     let (opened, _running) = start(&dir);
-    let config = GuestConfig {
-        cid: 7,
-        ..GuestConfig::default()
-    };
     for round in 0..3 {
-        let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
-        vmm.start(&guest, &config).unwrap();
+        let guest = Guest::new(config()).unwrap();
+        let vmm = boot(&dir, &guest);
         let device = opened.lock().unwrap()[round].clone();
         assert!(device.lock().unwrap().running);
         drop(vmm);
@@ -234,45 +259,101 @@ fn every_guest_gets_a_device_of_its_own() {
 fn only_a_guest_that_outlives_its_front_end_is_told_of_a_reset() {
     let dir = tempfile::TempDir::new().unwrap();
     let (_opened, _running) = start(&dir);
-    let config = GuestConfig {
-        cid: 7,
-        ..GuestConfig::default()
-    };
-    let guest = Guest::new(config.clone()).unwrap();
-    let told = || {
-        let used_index = guest.queues()[2].addresses.used.at(2);
-        let space = guest.space();
-        space.load_u16(used_index, Ordering::Acquire).unwrap()
-    };
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
-    vmm.start(&guest, &config).unwrap();
-    assert_eq!(told(), 0, "a guest that has just booted");
+    let guest = Guest::new(config()).unwrap();
+    let vmm = boot(&dir, &guest);
+    assert_eq!(events(&guest), 0, "a guest that has just booted");
     drop(vmm);
     // The rings of a guest that has been running for a while.
     guest.reset(9).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
-    vmm.start(&guest, &config).unwrap();
+    let mut vmm = boot(&dir, &guest);
     let event = guest.wait_event(PATIENCE).unwrap();
     assert_eq!(event, Event::TRANSPORT_RESET);
     vmm.stop().unwrap();
     vmm.start_rings(&guest).unwrap();
-    assert_eq!(told(), 10, "once is enough");
+    assert_eq!(events(&guest), 10, "once is enough");
 }
 
 #[test]
 fn a_vm_that_pauses_keeps_its_device() {
     let dir = tempfile::TempDir::new().unwrap();
     let (opened, _running) = start(&dir);
-    let config = GuestConfig {
-        cid: 7,
-        ..GuestConfig::default()
-    };
-    let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(dir.path().join("vhost.socket")).unwrap();
-    vmm.start(&guest, &config).unwrap();
+    let guest = Guest::new(config()).unwrap();
+    let mut vmm = boot(&dir, &guest);
     for _ in 0..3 {
         assert_eq!(vmm.stop().unwrap()[..2], [0, 0]);
         vmm.start_rings(&guest).unwrap();
     }
     assert_eq!(opened.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_masked_interrupt_is_neither_lost_nor_a_reason_to_start_again() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (opened, _running) = start(&dir);
+    let guest = Guest::new(config()).unwrap();
+    let vmm = boot(&dir, &guest);
+    let device = opened.lock().unwrap()[0].clone();
+    let call_from_the_kernel = || {
+        let told = device.lock().unwrap();
+        let call = told.calls[Queue::Tx as usize].as_ref().unwrap();
+        EventFd::from(call.try_clone().unwrap()).signal().unwrap();
+    };
+    let masked = EventFd::new().unwrap();
+    for _ in 0..3 {
+        vmm.set_call(Queue::Tx, &masked).unwrap();
+        assert!(masked.take().unwrap(), "what the old one said is not lost");
+        call_from_the_kernel();
+        assert!(masked.take().unwrap());
+        vmm.set_call(Queue::Tx, &guest.queues()[Queue::Tx as usize].call)
+            .unwrap();
+        call_from_the_kernel();
+        assert!(!masked.take().unwrap(), "the guest's own event again");
+    }
+    let told = device.lock().unwrap();
+    assert_eq!((told.starts, told.running), (1, true));
+}
+
+#[test]
+fn a_pause_after_a_mask_goes_on_with_the_new_event() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (opened, _running) = start(&dir);
+    let guest = Guest::new(config()).unwrap();
+    let vmm = boot(&dir, &guest);
+    let device = opened.lock().unwrap()[0].clone();
+    let masked = EventFd::new().unwrap();
+    vmm.set_call(Queue::Rx, &masked).unwrap();
+    masked.take().unwrap();
+    // Memory that is shared again stops the device and starts it.
+    vmm.share_memory(&guest).unwrap();
+    let told = device.lock().unwrap();
+    let call = told.calls[Queue::Rx as usize].as_ref().unwrap();
+    EventFd::from(call.try_clone().unwrap()).signal().unwrap();
+    assert!(masked.take().unwrap());
+}
+
+#[test]
+fn a_guest_whose_queue_the_kernel_gives_up_on_is_told_of_a_reset() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (opened, _running) = start(&dir);
+    let guest = Guest::new(config()).unwrap();
+    let _vmm = boot(&dir, &guest);
+    assert_eq!(events(&guest), 0);
+    let device = opened.lock().unwrap()[0].clone();
+    let told = device.lock().unwrap();
+    let error = told.errors[Queue::Tx as usize].as_ref().unwrap();
+    EventFd::from(error.try_clone().unwrap()).signal().unwrap();
+    drop(told);
+    let event = guest.wait_event(PATIENCE).unwrap();
+    assert_eq!(event, Event::TRANSPORT_RESET);
+}
+
+#[test]
+fn a_guest_whose_indices_have_wrapped_to_0_is_told_of_a_reset() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (_opened, _running) = start(&dir);
+    let guest = Guest::new(config()).unwrap();
+    leave_traces(&guest);
+    let _vmm = boot(&dir, &guest);
+    let event = guest.wait_event(PATIENCE).unwrap();
+    assert_eq!(event, Event::TRANSPORT_RESET);
 }

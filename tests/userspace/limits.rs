@@ -5,6 +5,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
+use crosvm_vsock::userspace::packet::SocketType as HostType;
+use crosvm_vsock::userspace::socket::Socket;
 use guest_driver::packet::Op;
 use guest_driver::SocketType;
 
@@ -109,6 +111,68 @@ fn sibling_requests() {
     assert!(raw.recv(Duration::from_millis(100)).is_err());
 }
 
+#[test]
+fn what_siblings_ask_for_leaves_room_for_the_host() {
+    let street = std::sync::Arc::default();
+    let a = Vm::among(&street, 3, |_| {}, |_| {});
+    let b = Vm::among(
+        &street,
+        4,
+        |c| {
+            c.limits.half_open = 6;
+            c.limits.sibling_requests = 3;
+        },
+        |_| {},
+    );
+    // Nobody answers at the other end: the rings are in our hands.
+    let raw = b.guest.raw();
+    let requests = a.guest.raw();
+    for port in 0..10 {
+        let request = guest_driver::packet::Header {
+            dst_cid: 4,
+            ..header(Op::REQUEST, 1000 + port, 50)
+        };
+        requests.send(&request, &[]).unwrap();
+    }
+    for _ in 0..7 {
+        requests.expect(Op::RST, PATIENCE).unwrap();
+    }
+    for _ in 0..3 {
+        raw.expect(Op::REQUEST, PATIENCE).unwrap();
+    }
+    b.device.knock().write_all(b"CONNECT 50\n").unwrap();
+    let request = raw.expect(Op::REQUEST, PATIENCE).unwrap().header;
+    assert_eq!(request.src_cid, 2, "the host's");
+}
+
+/// Messages without a byte cost no credit, and still not more than there is.
+#[test]
+fn empty_messages() {
+    const LIMIT: usize = 64 << 10;
+    let vm = Vm::with(|c| c.limits.pending_bytes = LIMIT, |_| {});
+    let path = vm.device.port_path(70);
+    let listener = Socket::listen_unix(path.as_os_str(), HostType::SeqPacket).unwrap();
+    let guest = vm.guest.connect(2, 70, SocketType::SEQPACKET).unwrap();
+    {
+        let raw = vm.guest.raw();
+        let empty = guest_driver::packet::Header {
+            socket_type: SocketType::SEQPACKET,
+            flags: guest_driver::packet::seq_flags::EOM,
+            ..header(Op::RW, guest.local_port(), 70)
+        };
+        let mut sent = 0;
+        while raw.recv(Duration::ZERO).is_err() {
+            raw.send(&empty, &[]).unwrap();
+            sent += 1;
+            assert!(sent < 4 * LIMIT, "the device takes everything");
+        }
+    }
+    vm.device
+        .assert_counted(|stats| &stats.limit_pending_bytes, 1);
+    drop(listener);
+    vm.assert_alive();
+}
+
 /// Runs out of descriptors in a process of its own.
 #[test]
 fn descriptors() {
@@ -135,7 +199,14 @@ fn descriptors() {
     while let Ok(file) = std::fs::File::open("/dev/null") {
         filler.push(file);
     }
+    // Nor is one left for a front end that comes now: it waits, and costs no time.
     filler.truncate(filler.len() - 1);
+    let waiting = std::os::unix::net::UnixStream::connect(vm.device.socket()).unwrap();
+    let before = processor_time();
+    std::thread::sleep(Duration::from_millis(500));
+    let spent = processor_time() - before;
+    assert!(spent < Duration::from_millis(100), "{spent:?}: it spins");
+    drop(waiting);
     let mut client = vm.device.knock();
     assert_eq!(client.read(&mut [0]).unwrap_or(0), 0, "turned away");
     let error = vm.guest.connect(2, 80, SocketType::STREAM);
@@ -147,4 +218,16 @@ fn descriptors() {
     drop(many);
     drop(client);
     vm.assert_alive();
+}
+
+/// Processor time that this process has had.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    assert_eq!(result, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -16,3 +16,4 @@ mod harness;
 mod kernel_path;
 mod limits;
 mod property;
+mod viommu;

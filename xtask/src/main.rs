@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `demo`, `test` and `bench`.
+//! The project's tasks: `cargo xtask kernels`, `demo`, `compare`, `test` and `bench`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
@@ -15,6 +15,7 @@ mod accel;
 mod apt;
 mod bench;
 mod cache;
+mod compare;
 mod demo;
 mod image;
 mod initramfs;
@@ -60,6 +61,8 @@ enum Task {
     Demo,
     /// Runs every check of the project, the lab included.
     Test,
+    /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
+    Compare,
     /// Measures the daemon's speed beside its rival's.
     Bench(bench::Options),
 }
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Task::Kernels(options) => run_kernels(&options),
         Task::Demo => demo::run(),
         Task::Test => test::run(),
+        Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),
     };
     match done {

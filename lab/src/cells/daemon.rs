@@ -2,14 +2,17 @@
 
 //! The daemon behind vhost-user, on either backend: a whole conversation, stops in the
 //! middle of one, front ends that leave, the same guest behind the next one, another
-//! guest behind the one after it.
+//! guest behind the one after it. And its userspace path, forwarded to the host's vsock.
 
+use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{anyhow, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use crosvm_vsock::address::{Cid, Port};
 use crosvm_vsock::compat::{IotlbBit, Mode};
 use crosvm_vsock::features::FeatureSet;
+use crosvm_vsock::userspace::listener::HostPlace;
 use guest_driver::packet::Event;
 use guest_driver::vhost_user::{Vmm, ACCESS_PLATFORM};
 use guest_driver::{Guest, GuestConfig, SocketType};
@@ -17,7 +20,7 @@ use guest_driver::{Guest, GuestConfig, SocketType};
 use super::{Cell, Host, WORKS};
 use crate::conversation::{self, Sides};
 use crate::daemon_rig::Daemon;
-use crate::host::{Programs, TIMEOUT};
+use crate::host::{self, fresh_port, Programs, TIMEOUT};
 use crate::rig::fresh_cid;
 
 pub(super) fn cells(host: &Host) -> Vec<Cell> {
@@ -29,6 +32,7 @@ pub(super) fn cells(host: &Host) -> Vec<Cell> {
             |host| kernel(host, ACCESS_PLATFORM),
         ),
         host.any_mode("daemon, backend userspace", |_| userspace()),
+        host.any_mode("daemon, forwarded to the host's vsock", forwarded),
     ]
 }
 
@@ -50,7 +54,7 @@ fn kernel(host: &Host, platform: u64) -> Result<&'static str> {
 fn userspace() -> Result<&'static str> {
     let cid = fresh_cid();
     let uds_path: PathBuf = std::env::temp_dir().join(format!("vm-{cid}.vsock"));
-    let daemon = Daemon::userspace(cid, &uds_path)?;
+    let daemon = Daemon::userspace(cid, HostPlace::Unix(uds_path.clone()))?;
     let vm = Vm {
         cid,
         daemon: &daemon,
@@ -61,6 +65,83 @@ fn userspace() -> Result<&'static str> {
     vm.live()?;
     daemon.end()?;
     Ok(WORKS)
+}
+
+/// A guest and the host's programs on `AF_VSOCK`, with the daemon between them: each side
+/// connects, in both types of sockets that the kernel has.
+fn forwarded(host: &Host) -> Result<&'static str> {
+    /// The host itself, by loopback.
+    const LOCAL: u64 = 1;
+    /// Nobody here has it: programs of the host stand in.
+    const OTHER_VM: u64 = 77;
+    const BYTES: u64 = 4 << 20;
+    let cid = fresh_cid();
+    let listen = fresh_port();
+    let place = HostPlace::Vsock {
+        cid: Cid::LOCAL,
+        listen: vec![Port(listen)],
+    };
+    let daemon = Daemon::userspace(cid, place)?;
+    let config = GuestConfig {
+        cid,
+        timeout: TIMEOUT,
+        ..GuestConfig::default()
+    };
+    let guest = Guest::new(config.clone())?;
+    let mut vmm = Vmm::connect(daemon.socket())?;
+    vmm.start(&guest, &config)?;
+
+    let port = fresh_port();
+    let listener = host::listen(port, SocketType::STREAM)?;
+    for to in [LOCAL, conversation::HOST, OTHER_VM] {
+        let stream = guest
+            .connect(to, port, SocketType::STREAM)
+            .with_context(|| format!("the guest connects to CID {to}"))?;
+        let socket = host::accept(&listener)?;
+        conversation::exchange(&stream, &socket, BYTES, to)
+            .with_context(|| format!("the guest's connection to CID {to}"))?;
+    }
+    match guest.connect(conversation::HOST, fresh_port(), SocketType::STREAM) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+        other => bail!("a port nobody listens on: {:?}", other.map(drop)),
+    }
+    let listener = guest.listen(listen, SocketType::STREAM)?;
+    let socket = host::connect(LOCAL, listen, SocketType::STREAM)?;
+    let stream = listener.accept()?;
+    conversation::exchange(&stream, &socket, BYTES, 5).context("the host's connection")?;
+    if host.seqpacket() {
+        forwarded_messages(&guest)?;
+    }
+    check_quiet(&guest)?;
+    drop(vmm);
+    daemon.end()?;
+    Ok(WORKS)
+}
+
+fn forwarded_messages(guest: &Guest) -> Result<()> {
+    let port = fresh_port();
+    let listener = host::listen(port, SocketType::SEQPACKET)?;
+    let stream = guest.connect(conversation::HOST, port, SocketType::SEQPACKET)?;
+    let socket = host::accept(&listener)?;
+    for size in [1, 5000, 60_000] {
+        let message = vec![size as u8; size];
+        stream.send_msg(&message, false)?;
+        let mut received = vec![0; 2 * size];
+        let len = Read::read(&mut &socket, &mut received)?;
+        ensure!(
+            received[..len] == message,
+            "the host got {len} bytes of {size}"
+        );
+        Write::write_all(&mut &socket, &message)?;
+        received.clear();
+        stream.recv_msg(&mut received)?.context("a message")?;
+        ensure!(
+            received == message,
+            "the guest got {} bytes of {size}",
+            received.len()
+        );
+    }
+    Ok(())
 }
 
 /// The VMM's and the host's side of the daemon.

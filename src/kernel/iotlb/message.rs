@@ -6,8 +6,7 @@
 //! `linux/vhost_types.h`) with the same body at offset 8. The kernel's side is
 //! parsed checked, field by field: no byte pattern is undefined behaviour.
 
-use std::fmt;
-
+use crate::access::{Access, Miss};
 use crate::address::{Address, Hva, Iova, Range};
 
 /// Size of a message of either version, in bytes.
@@ -34,40 +33,6 @@ const TYPE_V2: u32 = 2;
 const MISS: u8 = 1;
 const UPDATE: u8 = 2;
 const INVALIDATE: u8 = 3;
-
-/// What the kernel may do, or wants to do, with an address (`VHOST_ACCESS_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Read.
-    Read = 1,
-    /// Write.
-    Write = 2,
-    /// Both.
-    ReadWrite = 3,
-}
-
-impl Access {
-    /// Whether a mapping with this access serves `wanted`.
-    pub fn allows(self, wanted: Self) -> bool {
-        self as u8 & wanted as u8 == wanted as u8
-    }
-
-    fn from_wire(raw: u8) -> Option<Self> {
-        [Self::Read, Self::Write, Self::ReadWrite]
-            .into_iter()
-            .find(|access| *access as u8 == raw)
-    }
-}
-
-impl fmt::Display for Access {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::ReadWrite => "read-write",
-        })
-    }
-}
 
 /// An entry of the IOTLB: `range` is found at `host` and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,35 +115,25 @@ fn message(
     bytes
 }
 
-/// The one thing the kernel asks: an address that it has no entry for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Miss {
-    /// The address; size and host address are 0 in a miss.
-    pub iova: Iova,
-    /// What the kernel wants to do there.
-    pub access: Access,
-}
-
-impl Miss {
-    /// Reads what read(2) returned.
-    pub fn parse(bytes: &[u8]) -> Result<Self, MessageError> {
-        let bytes: &[u8; MESSAGE_SIZE] = bytes
-            .try_into()
-            .map_err(|_| MessageError::Short(bytes.len()))?;
-        let [a, b, c, d, ..] = *bytes;
-        match u32::from_ne_bytes([a, b, c, d]) {
-            TYPE_V1 | TYPE_V2 => {}
-            other => return Err(MessageError::Version(other)),
-        }
-        let mut iova = [0; 8];
-        iova.copy_from_slice(&bytes[8..16]);
-        match bytes[33] {
-            MISS => Ok(Self {
-                iova: Iova(u64::from_ne_bytes(iova)),
-                access: Access::from_wire(bytes[32]).ok_or(MessageError::Access(bytes[32]))?,
-            }),
-            other => Err(MessageError::Type(other)),
-        }
+/// Reads the one thing the kernel asks, an address that it has no entry for, as read(2)
+/// returned it.
+pub fn parse_miss(bytes: &[u8]) -> Result<Miss, MessageError> {
+    let bytes: &[u8; MESSAGE_SIZE] = bytes
+        .try_into()
+        .map_err(|_| MessageError::Short(bytes.len()))?;
+    let [a, b, c, d, ..] = *bytes;
+    match u32::from_ne_bytes([a, b, c, d]) {
+        TYPE_V1 | TYPE_V2 => {}
+        other => return Err(MessageError::Version(other)),
+    }
+    let mut iova = [0; 8];
+    iova.copy_from_slice(&bytes[8..16]);
+    match bytes[33] {
+        MISS => Ok(Miss {
+            iova: Iova(u64::from_ne_bytes(iova)),
+            access: Access::from_wire(bytes[32]).ok_or(MessageError::Access(bytes[32]))?,
+        }),
+        other => Err(MessageError::Type(other)),
     }
 }
 
@@ -252,12 +207,12 @@ mod tests {
             iova: Iova(0xabc),
             access: Access::Write,
         };
-        assert_eq!(Miss::parse(&bytes), Ok(expected));
+        assert_eq!(parse_miss(&bytes), Ok(expected));
         bytes[0] = 2;
-        assert_eq!(Miss::parse(&bytes), Ok(expected));
+        assert_eq!(parse_miss(&bytes), Ok(expected));
         for length in [0, 1, 71] {
             assert_eq!(
-                Miss::parse(&bytes[..length]),
+                parse_miss(&bytes[..length]),
                 Err(MessageError::Short(length))
             );
         }
@@ -265,25 +220,19 @@ mod tests {
             let mut bytes = bytes;
             bytes[0] = version;
             assert_eq!(
-                Miss::parse(&bytes),
+                parse_miss(&bytes),
                 Err(MessageError::Version(version.into()))
             );
         }
         for kind in [0, UPDATE, INVALIDATE, 4, 7, 255] {
             let mut bytes = bytes;
             bytes[33] = kind;
-            assert_eq!(Miss::parse(&bytes), Err(MessageError::Type(kind)));
+            assert_eq!(parse_miss(&bytes), Err(MessageError::Type(kind)));
         }
         for access in [0, 4, 255] {
             let mut bytes = bytes;
             bytes[32] = access;
-            assert_eq!(Miss::parse(&bytes), Err(MessageError::Access(access)));
+            assert_eq!(parse_miss(&bytes), Err(MessageError::Access(access)));
         }
-    }
-
-    #[test]
-    fn access_is_a_set() {
-        assert!(Access::ReadWrite.allows(Access::Read) && Access::ReadWrite.allows(Access::Write));
-        assert!(!Access::Read.allows(Access::ReadWrite) && !Access::Read.allows(Access::Write));
     }
 }

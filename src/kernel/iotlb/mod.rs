@@ -42,10 +42,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{debug, error, warn};
 
-use self::message::{Access, Command, Mapping, MessageFormat, Miss, MESSAGE_SIZE};
+use self::message::{parse_miss, Command, Mapping, MessageFormat, MESSAGE_SIZE};
 use self::table::Table;
 use self::translator::Translator;
 use super::ioctl::Vhost;
+use crate::access::{Access, Miss};
 use crate::address::{Address, Iova, Range};
 use crate::memory::{MemoryMap, PAGE};
 use crate::rate_limit::RateLimit;
@@ -268,7 +269,7 @@ impl Iotlb {
             let Some(filled) = received.inspect_err(|_| self.halt(&mut mirror))? else {
                 break;
             };
-            match Miss::parse(&bytes[..filled.min(MESSAGE_SIZE)]) {
+            match parse_miss(&bytes[..filled.min(MESSAGE_SIZE)]) {
                 Ok(miss) => denials.extend(self.answer(&mut mirror, miss)?),
                 Err(error) => {
                     count(&self.counters.malformed);

@@ -193,8 +193,8 @@ fn rest(mapping: &Mapping, hole: &Range<Iova>) -> Vec<Mapping> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Access;
     use super::*;
+    use crate::access::Access;
     use crate::address::Hva;
 
     fn range(first: u64, size: u64) -> Range<Iova> {

@@ -5,8 +5,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::message::Access;
 use super::{Iotlb, IotlbError};
+use crate::access::Access;
 use crate::address::{Address, Gpa, Iova, Range};
 use crate::memory::{MemoryMap, PAGE};
 

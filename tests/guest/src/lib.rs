@@ -54,7 +54,8 @@
 //!   than [`GuestConfig::timeout`];
 //! - [`raw`]: the rings by hand, for tests that break the rules;
 //! - [`config`]: what a guest is made of, what it reports;
-//! - `vhost_user`: the VMM's side of vhost-user (feature `vhost-user-frontend`);
+//! - `vhost_user`: the VMM's side of vhost-user, `viommu`: its vIOMMU (feature
+//!   `vhost-user-frontend`);
 //! - [`check`]: data that can be verified wherever it arrives.
 //!
 //! GPA, HVA and bus address of a byte are three different numbers (in
@@ -80,6 +81,8 @@ mod split;
 mod stream;
 #[cfg(feature = "vhost-user-frontend")]
 pub mod vhost_user;
+#[cfg(feature = "vhost-user-frontend")]
+pub mod viommu;
 
 pub use config::GuestConfig;
 pub use driver::{Guest, QueueSetup};

@@ -3,13 +3,15 @@
 //! The VMM's side of vhost-user, for a guest whose device is in another process or
 //! behind a socket of this one: memory table, vrings, kicks and calls.
 //!
-//! Limits: no IOTLB, so addresses of the rings are translated here and those of
-//! buffers must be guest physical ([`Addressing::Physical`](crate::bus::Addressing)).
+//! A guest whose addresses are paged needs [`Vmm::behind_viommu`] and
+//! [`Vmm::serve_iotlb`].
 //!
-//! `unsafe` here: a duplicated descriptor becomes the `EventFd` that `vhost` asks for.
+//! `unsafe` here: duplicated descriptors become the `EventFd` that `vhost` asks for, and a
+//! second handle of the front end's socket.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -19,6 +21,8 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusAddr;
+use crate::queues::Queue;
+use crate::viommu::Viommu;
 use crate::{Guest, GuestConfig};
 
 /// VIRTIO_F_VERSION_1 (VIRTIO 1.2, 6).
@@ -103,13 +107,16 @@ impl Vmm {
             features |= INDIRECT;
         }
         expect(features & !offered == 0, || {
-            format!("features {features:#x} wanted, {offered:#x} offered")
+            format!("not offered: features {features:#x} wanted, {offered:#x} there")
         })?;
         features |= self.optional_features & offered;
         let protocol = request("GET_PROTOCOL_FEATURES", front_end.get_protocol_features())?;
-        let wanted = VhostUserProtocolFeatures::MQ
+        let mut wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK;
+        if self.behind_viommu {
+            wanted |= VhostUserProtocolFeatures::BACKEND_REQ;
+        }
         expect(protocol.contains(wanted), || {
             format!("protocol features {wanted:?} wanted, {protocol:?} offered")
         })?;
@@ -144,6 +151,20 @@ impl Vmm {
             })
             .collect();
         request("SET_MEM_TABLE", self.front_end.set_mem_table(&regions)).map(drop)
+    }
+
+    /// Opens a channel for misses and answers them from the guest's page table.
+    pub fn serve_iotlb(&mut self, guest: &Guest) -> io::Result<Viommu> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let front_end = &mut self.front_end;
+        request(
+            "SET_BACKEND_REQ_FD",
+            front_end.set_backend_request_fd(&theirs),
+        )?;
+        // SAFETY: the socket is open as long as the front end is.
+        let socket = unsafe { BorrowedFd::borrow_raw(front_end.as_raw_fd()) };
+        let socket = UnixStream::from(socket.try_clone_to_owned()?);
+        Viommu::new(ours, socket, guest.space().clone())
     }
 
     /// Sets the rings up and starts them, each where the device has got to.
@@ -183,6 +204,16 @@ impl Vmm {
             request("SET_VRING_ENABLE", front_end.set_vring_enable(index, true))?;
         }
         Ok(())
+    }
+
+    /// Has another event signalled for what is used in a queue, as a VMM does that masks
+    /// an interrupt.
+    pub fn set_call(&self, queue: Queue, call: impl AsFd) -> io::Result<()> {
+        let call = event_fd(call)?;
+        request(
+            "SET_VRING_CALL",
+            self.front_end.set_vring_call(queue as usize, &call),
+        )
     }
 
     /// All of a boot.

@@ -77,8 +77,8 @@ impl Device {
     fn start_program(program: &OsStr, dir: TempDir, plain: &Config, mut config: Config) -> Self {
         let path = dir.path().display();
         let mut vm = format!(
-            "guest-cid={},socket={path}/vhost.socket,uds-path={path}/vm.vsock",
-            config.cid
+            "guest-cid={},socket={path}/vhost.socket,uds-path={path}/vm.vsock,queue-size={}",
+            config.cid, config.max_queue_size
         );
         if config.limits.buf_alloc != plain.limits.buf_alloc {
             vm += &format!(",tx-buffer-size={}", config.limits.buf_alloc);
@@ -99,6 +99,18 @@ impl Device {
             device.socket().exists() && device.uds().exists()
         });
         device
+    }
+
+    /// How many descriptors are open in the process that the device is in. Other tests may
+    /// run there, too.
+    pub fn open_descriptors(&self) -> usize {
+        let process = match &self.server {
+            Server::Program(child) => child.id().to_string(),
+            _ => "self".to_owned(),
+        };
+        std::fs::read_dir(format!("/proc/{process}/fd"))
+            .unwrap()
+            .count()
     }
 
     /// Whether another program is tested.
