@@ -34,16 +34,16 @@ pub struct Arguments {
     #[arg(long, value_name = "BACKEND")]
     backend: Option<String>,
 
-    /// Microseconds that a VM's thread looks for an answer before it sleeps, while requests
-    /// and answers alternate; 0: never [default: 30].
-    #[arg(long, value_name = "MICROSECONDS")]
-    poll_us: Option<String>,
-
     /// Unix socket to create for `status`, `connections`, `connect` and `reset`; only this
     /// user and root may use it.
     #[cfg(feature = "control")]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+
+    /// Microseconds that a VM's thread looks for an answer before it sleeps, while requests
+    /// and answers alternate; 0: never [default: 30].
+    #[arg(long, value_name = "MICROSECONDS")]
+    poll_us: Option<String>,
 
     /// What to log: error, warn, info, debug, trace, or as RUST_LOG has it.
     #[arg(long, value_name = "LEVEL")]

@@ -349,6 +349,12 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether the guest should hear of the room it has.
+    pub fn update_due(&self) -> bool {
+        let message = self.socket_type == SocketType::SeqPacket && self.outbox.is_open();
+        self.credit.update_due(message)
+    }
+
     fn flush_outbox(&mut self) -> io::Result<()> {
         let Some(socket) = &self.socket else {
             return Ok(());
