@@ -88,6 +88,38 @@ pub fn poll<const N: usize>(
     Ok(polled.map(|fd| fd.revents != 0))
 }
 
+/// What a descriptor is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Something to read, or the end of it.
+    Readable,
+    /// Room to write, or an end to a connection attempt.
+    Writable,
+}
+
+/// Waits until `fd` is ready or broken, `timeout` at most; whether it is. A signal ends
+/// the wait early.
+pub fn wait_for(fd: BorrowedFd<'_>, readiness: Readiness, timeout: Duration) -> io::Result<bool> {
+    let mut polled = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: match readiness {
+            Readiness::Readable => libc::POLLIN,
+            Readiness::Writable => libc::POLLOUT,
+        },
+        revents: 0,
+    };
+    let milliseconds = timeout.as_millis().try_into().unwrap_or(i32::MAX);
+    // SAFETY: `polled` is one valid entry for the time of the call.
+    let ready = unsafe { libc::poll(&mut polled, 1, milliseconds) };
+    match ready {
+        0.. => Ok(ready > 0),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,8 +28,11 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `control` | the control interface: the AIDL service, its socket, a client |
 //! | `vhost_user` | the device side of vhost-user: front ends, one thread a VM |
+//! | `mailbox` | the way from any thread to the thread of a device |
 //! | `path` | what a front end and a data path ask of each other |
+//! | `management`, `watchers` | what an operator asks of a device, and is told by it |
 //! | `userspace` | the data path in this process: Unix sockets, siblings, AF_VSOCK |
 //! | [`kernel`] | the data path through `/dev/vhost-vsock`: life cycle, IOTLB service, probe |
 //! | [`compat`] | the shim: which bits go where, and in which sense addresses are read |
@@ -69,6 +72,8 @@ pub mod address;
 #[cfg(feature = "userspace")]
 pub mod bus;
 pub mod compat;
+#[cfg(feature = "control")]
+pub mod control;
 #[cfg(feature = "userspace")]
 pub mod epoll;
 pub mod event;
@@ -76,6 +81,10 @@ pub mod features;
 #[cfg(feature = "userspace")]
 pub mod guest_memory;
 pub mod kernel;
+#[cfg(feature = "userspace")]
+pub mod mailbox;
+#[cfg(feature = "userspace")]
+pub mod management;
 pub mod memory;
 #[cfg(feature = "userspace")]
 pub mod path;
@@ -84,3 +93,5 @@ pub mod rate_limit;
 pub mod userspace;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;
+#[cfg(feature = "userspace")]
+pub mod watchers;

@@ -13,8 +13,8 @@ use std::sync::Once;
 
 use log::{error, log_enabled, Level};
 
-/// What is logged when nobody says it.
-const DEFAULT: &str = "info";
+/// What is logged when nobody says it: what a client of the control socket does wrong, it is told.
+const DEFAULT: &str = "info,rsbinder=error";
 
 /// Sets the log up; any call but the first does nothing.
 pub fn init(level: Option<&str>) {

@@ -20,8 +20,16 @@ fn main() -> ExitCode {
         Some(cli::Command::Probe(arguments)) => cli::probe::run(&arguments),
         #[cfg(feature = "generate")]
         Some(cli::Command::Generate(arguments)) => cli::generate::run(&arguments),
+        #[cfg(feature = "control")]
+        Some(cli::Command::Status(arguments)) => cli::status::run(&arguments),
+        #[cfg(feature = "control")]
+        Some(cli::Command::Connections(arguments)) => cli::connections::run(&arguments),
+        #[cfg(feature = "control")]
+        Some(cli::Command::Connect(arguments)) => cli::connect::run(&arguments),
+        #[cfg(feature = "control")]
+        Some(cli::Command::Reset(arguments)) => cli::reset::run(&arguments),
         None => match cli.daemon.vms() {
-            Ok(vms) => daemon::run(vms),
+            Ok(vms) => daemon::run(vms, cli.daemon.control()),
             Err(error) => {
                 eprintln!("crosvm-vsock: {error:#}");
                 ExitCode::from(USAGE)

@@ -18,6 +18,7 @@ use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
 use crate::guest_memory::GuestMemory;
+use crate::management::Managed;
 
 /// Queues of a socket device: receive, transmit, event (VIRTIO 1.2, 5.10.2).
 pub const QUEUES: usize = 3;
@@ -94,7 +95,7 @@ impl Activation {
 }
 
 /// A way to move packets between a guest's queues and the host.
-pub trait DataPath {
+pub trait DataPath: Managed {
     /// The feature bits this path implements, those of the rings included.
     fn features(&self) -> FeatureSet;
 

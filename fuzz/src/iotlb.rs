@@ -6,8 +6,9 @@
 //! `vhost_iotlb_del_range`): list and mirror must agree on every address, and with a map
 //! that simply remembers what was wished.
 
+use crosvm_vsock::access::Access;
 use crosvm_vsock::address::{Address, Hva, Iova, Range};
-use crosvm_vsock::kernel::iotlb::message::{Access, Mapping, MessageFormat, Miss, MESSAGE_SIZE};
+use crosvm_vsock::kernel::iotlb::message::{parse_miss, Mapping, MessageFormat, MESSAGE_SIZE};
 use crosvm_vsock::kernel::iotlb::table::Table;
 
 use super::input::Input;
@@ -41,7 +42,7 @@ fn parse(input: &mut Input<'_>) {
             .rev()
             .fold(0, |all, byte| all << 8 | u64::from(*byte))
     });
-    let found = Miss::parse(&bytes).ok();
+    let found = parse_miss(&bytes).ok();
     assert_eq!(found.map(|miss| miss.iova.raw()), wanted);
     assert!(found.is_none_or(|miss| miss.access as u8 == bytes[32]));
 }
@@ -150,7 +151,7 @@ fn mirror(input: &mut Input<'_>) {
         dropped: false,
     };
     let mut wishes = Wishes::default();
-    for _ in 0..80 {
+    for _ in 0..40 {
         if input.is_empty() {
             break;
         }

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crosvm_vsock::address::{Gpa, GuestCid, Hva};
+use crosvm_vsock::access::Access;
+use crosvm_vsock::address::{Address, Gpa, GuestCid, Hva, Iova, Range};
+use crosvm_vsock::bus::Iotlb;
 use crosvm_vsock::epoll::{Epoll, Events};
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::features::{Feature, FeatureSet};
@@ -75,6 +77,7 @@ pub fn run(data: &[u8]) {
                 9 => now += Duration::from_millis(input.pick(&[0, 1, 100, 2000, 10_000])),
                 10..=12 => host.act(&mut input),
                 13 => vm.stop(&mut input),
+                14 => vm.translate(&mut input),
                 _ => {
                     vm.turn(now);
                 }
@@ -264,6 +267,7 @@ struct Vm {
     memory: Memory,
     path: UserspacePath,
     rings: [Ring; QUEUES],
+    iotlb: Arc<Iotlb>,
     event: Arc<EventFd>,
     next_buffer: u64,
     indirect: bool,
@@ -298,6 +302,7 @@ impl Vm {
             memory: Memory::new(),
             path,
             rings: [ring(0), ring(1), ring(2)],
+            iotlb: Arc::default(),
             event: Arc::new(EventFd::new().expect("an event")),
             next_buffer: BUFFERS,
             indirect: false,
@@ -356,16 +361,35 @@ impl Vm {
         if choices & 0xf0 == 0x20 {
             queues[usize::from(choices & 3).min(EVENT)] = None;
         }
-        self.honest = !astray;
+        // What a vIOMMU does not answer for waits.
+        self.honest = !astray && choices & 0xf0 != 0x30;
         self.indirect = features.has(Feature::INDIRECT_DESC);
         let activation = Activation {
             memory: self.memory.guest.clone(),
+            iotlb: (choices & 0xf0 == 0x30).then(|| self.iotlb.clone()),
             queues,
             features,
             resumed: choices & 4 != 0,
         };
         // A queue that cannot be is refused.
         let _ = self.path.activate(activation);
+    }
+
+    /// The vIOMMU answers, or takes something back.
+    fn translate(&mut self, input: &mut Input<'_>) {
+        self.iotlb.questions();
+        let first = Iova(u64::from(input.u8()) << (input.u8() % 16));
+        let size = input.pick(&[1, 0x1000, END, u64::MAX]);
+        let last = Iova(first.raw().saturating_add(size - 1));
+        let Some(range) = Range::inclusive(first, last) else {
+            return;
+        };
+        if input.once_in(4) {
+            return self.iotlb.invalidate(range);
+        }
+        let to = Gpa(input.pick(&[first.raw(), first.raw(), END - 1, u64::MAX]));
+        let access = input.pick(&[Access::ReadWrite, Access::Read, Access::Write]);
+        self.iotlb.update(range, to, access);
     }
 
     fn stop(&mut self, input: &mut Input<'_>) {

@@ -3,7 +3,7 @@
 //! The daemon's arguments, and what they add up to.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -33,6 +33,12 @@ pub struct Arguments {
     /// opens) [default: userspace].
     #[arg(long, value_name = "BACKEND")]
     backend: Option<String>,
+
+    /// Unix socket to create for `status`, `connections`, `connect` and `reset`; only this
+    /// user and root may use it.
+    #[cfg(feature = "control")]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 
     /// What to log: error, warn, info, debug, trace, or as RUST_LOG has it.
     #[arg(long, value_name = "LEVEL")]
@@ -103,6 +109,14 @@ impl Single {
 }
 
 impl Arguments {
+    /// The control socket.
+    pub fn control(&self) -> Option<&Path> {
+        #[cfg(feature = "control")]
+        return self.control.as_deref();
+        #[cfg(not(feature = "control"))]
+        return None;
+    }
+
     /// The VMs to serve. An error is one of usage.
     pub fn vms(&self) -> anyhow::Result<Vec<Vm>> {
         let single = self.single.spec()?;
@@ -123,6 +137,13 @@ impl Arguments {
             vms.push(spec.build().map_err(|e| anyhow::anyhow!("{name}: {e}"))?);
         }
         check_together(&vms)?;
+        if let Some(vm) = vms.iter().find(|vm| vm.is_restricted()) {
+            anyhow::ensure!(
+                self.control().is_some(),
+                "VM {} has iotlb-mode=restricted, and without --control nobody can share its memory",
+                vm.cid
+            );
+        }
         Ok(vms)
     }
 

@@ -3,10 +3,24 @@
 //! The command line: without a command, the vhost-user daemon, as
 //! `vhost-device-vsock` is called.
 
+#[cfg(feature = "control")]
+pub mod asking;
+#[cfg(feature = "control")]
+pub mod connect;
+#[cfg(feature = "control")]
+pub mod connections;
 pub mod daemon;
+#[cfg(feature = "control")]
+mod date;
 #[cfg(feature = "generate")]
 pub mod generate;
 pub mod probe;
+#[cfg(feature = "control")]
+mod prometheus;
+#[cfg(feature = "control")]
+pub mod reset;
+#[cfg(feature = "control")]
+pub mod status;
 pub mod vm;
 
 use clap::{Parser, Subcommand};
@@ -57,6 +71,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Probe(probe::Arguments),
+    #[cfg(feature = "control")]
+    Status(status::Arguments),
+    #[cfg(feature = "control")]
+    Connections(connections::Arguments),
+    #[cfg(feature = "control")]
+    Connect(connect::Arguments),
+    #[cfg(feature = "control")]
+    Reset(reset::Arguments),
     #[cfg(feature = "generate")]
     Generate(generate::Arguments),
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crosvm_vsock::address::{Cid, GuestCid, Port};
+use crosvm_vsock::compat::Mode;
 use crosvm_vsock::kernel::VhostVsock;
 use crosvm_vsock::userspace::hybrid::Reply;
 use crosvm_vsock::userspace::listener::HostPlace;
@@ -31,6 +32,10 @@ const KEYS: &[(&str, &str)] = &[
         "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel if the device opens",
     ),
     ("device", "the kernel's device file for the backend kernel"),
+    (
+        "iotlb-mode",
+        "what the backend kernel can reach: off or identity (all guest memory), restricted (what is shared by --control)",
+    ),
     (
         "forward-cid",
         "vsock CID that the guest's connections are forwarded to, instead of uds-path",
@@ -105,6 +110,8 @@ pub enum SpecError {
     NoPlace,
     #[error("`{0}` has no meaning with `backend=kernel`: host programs use AF_VSOCK there")]
     NotForKernel(&'static str),
+    #[error("`{0}` has a meaning with `backend=kernel` only")]
+    OnlyForKernel(&'static str),
     #[error("`uds-path` and `forward-cid` exclude each other")]
     TwoPlaces,
     #[error("`forward-listen` needs `forward-cid`")]
@@ -150,7 +157,20 @@ pub enum Backend {
         device: PathBuf,
         /// The largest queue that a driver may set up.
         max_queue_size: u16,
+        /// What the kernel can reach.
+        mode: Mode,
     },
+}
+
+impl Vm {
+    /// Whether the kernel reaches only what is shared.
+    pub fn is_restricted(&self) -> bool {
+        let mode = match &self.backend {
+            Backend::Kernel { mode, .. } => *mode,
+            Backend::Userspace(_) => Mode::Off,
+        };
+        mode == Mode::Restricted
+    }
 }
 
 impl Spec {
@@ -276,7 +296,10 @@ impl Spec {
             Backend::Kernel {
                 device: PathBuf::from(device),
                 max_queue_size,
+                mode: self.mode()?,
             }
+        } else if self.get("iotlb-mode").is_some() {
+            return Err(SpecError::OnlyForKernel("iotlb-mode"));
         } else {
             Backend::Userspace(self.userspace(cid, max_queue_size)?)
         };
@@ -306,6 +329,19 @@ impl Spec {
                 key: "backend",
                 value: other.to_owned(),
                 expected: "userspace, kernel or auto",
+            }),
+        }
+    }
+
+    fn mode(&self) -> Result<Mode, SpecError> {
+        match self.get("iotlb-mode").map(str::parse) {
+            None => Ok(Mode::Off),
+            // vhost-user front ends keep their vIOMMU to themselves.
+            Some(Ok(mode)) if mode != Mode::Translated => Ok(mode),
+            Some(_) => Err(SpecError::Value {
+                key: "iotlb-mode",
+                value: self.get("iotlb-mode").unwrap_or_default().to_owned(),
+                expected: "off, identity or restricted",
             }),
         }
     }
@@ -440,6 +476,14 @@ mod tests {
             ),
             ("socket=s,uds-path=u,reply=x", "guest-port or host-port"),
             ("socket=s,backend=x", "userspace, kernel or auto"),
+            (
+                "socket=s,backend=kernel,iotlb-mode=translated",
+                "off, identity or restricted",
+            ),
+            (
+                "socket=s,uds-path=u,iotlb-mode=off",
+                "`backend=kernel` only",
+            ),
             (
                 "socket=s,uds-path=u,backend=kernel",
                 "`uds-path` has no meaning with",

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crosvm_vsock::compat::IotlbBit;
+use crosvm_vsock::compat::{IotlbBit, KernelKind};
 use crosvm_vsock::kernel::ioctl::VhostFd;
 use crosvm_vsock::kernel::probe::probe;
 use crosvm_vsock::kernel::{Error, Vhost};
@@ -15,6 +15,7 @@ use crate::cli::vm::{Backend, Vm};
 
 /// The features that change what this program can do.
 const FEATURES: &[(&str, bool)] = &[
+    ("control", cfg!(feature = "control")),
     ("config-file", cfg!(feature = "config-file")),
     ("generate", cfg!(feature = "generate")),
     ("userspace", cfg!(feature = "userspace")),
@@ -42,7 +43,11 @@ fn backends(vms: &[Vm]) -> String {
         match &vm.backend {
             Backend::Userspace(_) => userspace += 1,
             Backend::Kernel { device, .. } => {
-                let name = format!("kernel through {} ({})", device.display(), kind(device));
+                let kind = match kind(device) {
+                    Some(kind) => format!("kind {kind}"),
+                    None => "kind unknown".to_owned(),
+                };
+                let name = format!("kernel through {} ({kind})", device.display());
                 if !names.contains(&name) {
                     names.push(name);
                 }
@@ -57,7 +62,7 @@ fn backends(vms: &[Vm]) -> String {
 
 /// What bit 33 means to this device. Starts nothing; whoever opens the device for a VM
 /// says what is wrong with it.
-fn kind(device: &Path) -> String {
+pub fn kind(device: &Path) -> Option<KernelKind> {
     let open = || {
         VhostFd::open(device)
             .map(|fd| Arc::new(fd) as Arc<dyn Vhost>)
@@ -66,8 +71,6 @@ fn kind(device: &Path) -> String {
                 source,
             })
     };
-    match probe(open, IotlbBit::default()) {
-        Ok(report) => format!("kind {}", report.kind),
-        Err(_) => "kind unknown".to_owned(),
-    }
+    let report = probe(open, IotlbBit::default()).ok()?;
+    Some(report.kind)
 }

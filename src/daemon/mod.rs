@@ -7,20 +7,24 @@
 //! stderr.
 
 mod announce;
+#[cfg(feature = "control")]
+mod control;
 mod notify;
 mod signals;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
 use crosvm_vsock::address::GuestCid;
+use crosvm_vsock::compat::Mode;
 use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::{poll, EventFd};
-use crosvm_vsock::kernel::VhostVsock;
+use crosvm_vsock::kernel::{Addressing, VhostVsock};
 use crosvm_vsock::path::DataPath;
 use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::sibling::Neighbourhood;
@@ -39,6 +43,8 @@ struct Ready {
     cid: GuestCid,
     stop: Arc<EventFd>,
     run: Box<dyn FnOnce() -> io::Result<()> + Send>,
+    #[cfg(feature = "control")]
+    way: control::Way,
 }
 
 /// A VM's thread.
@@ -52,14 +58,16 @@ impl Ready {
         Self {
             cid,
             stop: worker.stop_event(),
+            #[cfg(feature = "control")]
+            way: control::Way::to(&worker),
             run: Box::new(|| worker.run()),
         }
     }
 }
 
-/// Serves `vms` until a signal.
-pub fn run(vms: Vec<Vm>) -> ExitCode {
-    match serve(vms) {
+/// Serves `vms` until a signal, and at the socket `control` whoever asks about them.
+pub fn run(vms: Vec<Vm>, control: Option<&Path>) -> ExitCode {
+    match serve(vms, control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("crosvm-vsock: {error:#}");
@@ -68,20 +76,27 @@ pub fn run(vms: Vec<Vm>) -> ExitCode {
     }
 }
 
-fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
+fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
     // Before any thread: they inherit the mask.
     let signals = Signals::block().context("cannot wait for signals")?;
     signals::raise_descriptor_limit();
     announce(&vms);
     let neighbourhood = Arc::default();
+    #[cfg(feature = "control")]
+    let abouts: Vec<_> = vms.iter().map(control::About::of).collect();
     let mut all = Vec::new();
     for vm in vms {
         let cid = vm.cid;
         all.push(prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?);
     }
+    #[cfg(feature = "control")]
+    let control = control::open(control, abouts, &all)?;
+    #[cfg(not(feature = "control"))]
+    let _ = control;
     let failed = Arc::new(EventFd::new().context("no event to wait for")?);
     let mut running = Vec::new();
-    for Ready { cid, stop, run } in all {
+    for vm in all {
+        let Ready { cid, stop, run, .. } = vm;
         let failed = failed.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vsock-{cid}"))
@@ -99,6 +114,8 @@ fn serve(vms: Vec<Vm>) -> anyhow::Result<()> {
     notify("READY=1");
     poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
     notify("STOPPING=1");
+    #[cfg(feature = "control")]
+    drop(control);
     finish(running)
 }
 
@@ -130,6 +147,7 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
         Backend::Kernel {
             device,
             max_queue_size,
+            mode,
         } => {
             let name = device.display().to_string();
             let open = Box::new(move || VhostVsock::open(&device));
@@ -140,7 +158,12 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
                 })?,
                 None => path?,
             };
-            info!("vm {cid}: kernel path through {name}{why}");
+            let path = match mode {
+                Mode::Restricted => path.with_addressing(Addressing::Restricted(Arc::default())),
+                Mode::Identity => path.with_addressing(Addressing::Identity),
+                Mode::Off | Mode::Translated => path,
+            };
+            info!("vm {cid}: kernel path through {name}, IOTLB {mode}{why}");
             Ok(Ready::new(cid, Worker::new(&socket, path)?))
         }
     }

@@ -191,7 +191,7 @@ impl Muxer {
     }
 
     /// A port that no connection to `guest_port` uses.
-    fn free_port(&mut self, guest_port: Port) -> Port {
+    pub(super) fn free_port(&mut self, guest_port: Port) -> Port {
         loop {
             let port = Port(self.next_port);
             self.next_port = self.next_port.wrapping_add(1).max(FIRST_HOST_PORT);
@@ -230,7 +230,7 @@ impl Muxer {
     }
 
     /// Asks the guest on behalf of whoever has the other end of `socket`.
-    fn ask_guest(
+    pub(super) fn ask_guest(
         &mut self,
         key: Key,
         socket: Socket,
@@ -302,6 +302,7 @@ impl Muxer {
             connection.hang_up();
         }
         self.stats.connections.add(1);
+        self.tell_of_start(id);
     }
 
     /// The guest asks for a port of the host or of a sibling.
@@ -339,13 +340,18 @@ impl Muxer {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let (port, socket_type) = (connection.key.peer_port, connection.socket_type);
-        let (socket, connected) = match &self.host.place {
-            HostPlace::Unix(base) => {
+        let (key, socket_type) = (connection.key, connection.socket_type);
+        let port = key.peer_port;
+        let handed_over = self.acceptors.offer(self.guest, key, socket_type);
+        let (socket, connected) = match (handed_over, &self.host.place) {
+            (Some(socket), _) => (socket, true),
+            (None, HostPlace::Unix(base)) => {
                 let path = hybrid::guest_path(base, port);
                 (Socket::connect_unix(&path, socket_type), true)
             }
-            HostPlace::Vsock { cid, .. } => (Socket::connect_vsock(*cid, port, socket_type), false),
+            (None, HostPlace::Vsock { cid, .. }) => {
+                (Socket::connect_vsock(*cid, port, socket_type), false)
+            }
         };
         match socket {
             Ok(socket) => {
@@ -381,6 +387,7 @@ impl Muxer {
             connection.pause = Duration::ZERO;
             self.stats.connections.add(1);
         }
+        self.tell_of_start(id);
     }
 
     /// Asks the device of the sibling that the guest asked for. `false`: there is none.

@@ -25,7 +25,8 @@
 //!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
 //!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
-//!   one process meet;
+//!   one process meet; `acceptor` listeners that an operator has put in a program's place,
+//!   `management` what else an operator may ask;
 //! - [`socket`] system calls; `outbox`, `slab`, `timer`, `tokens` small parts;
 //! - [`limits`], [`stats`].
 //!
@@ -36,12 +37,14 @@
 //! copy but what a full socket refuses, bounded by credit. Nothing waits for one
 //! connection: not a full socket, not a full backlog, not a guest without buffers.
 
+mod acceptor;
 mod connection;
 pub mod credit;
 mod host;
 pub mod hybrid;
 pub mod limits;
 pub mod listener;
+mod management;
 mod muxer;
 mod outbox;
 pub mod packet;
@@ -134,6 +137,7 @@ pub enum SetupError {
 /// The queues and the memory of a guest that runs.
 struct Active {
     bus: Bus,
+    features: FeatureSet,
     rings: [Option<SplitRing>; QUEUES],
     calls: [Option<Arc<EventFd>>; QUEUES],
     kicks: [Option<Arc<EventFd>>; QUEUES],
@@ -145,6 +149,8 @@ pub struct UserspacePath {
     active: Option<Active>,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
+    /// The driver has made a queue unusable.
+    broken: bool,
     max_queue_size: u16,
 }
 
@@ -170,6 +176,7 @@ impl UserspacePath {
             muxer,
             active: None,
             reset_event: false,
+            broken: false,
             max_queue_size,
         })
     }
@@ -193,6 +200,7 @@ impl Active {
         let indirect = features.has(Feature::INDIRECT_DESC);
         let mut active = Self {
             bus: Bus::new(memory, iotlb),
+            features,
             rings: [None, None, None],
             calls: [None, None, None],
             kicks: [None, None, None],
@@ -312,6 +320,7 @@ impl DataPath for UserspacePath {
         }
         self.active = Some(Active::new(activation, &self.muxer.epoll)?);
         self.muxer.listening = true;
+        self.broken = false;
         Ok(())
     }
 
@@ -331,6 +340,7 @@ impl DataPath for UserspacePath {
     fn forget_guest(&mut self) {
         self.stop();
         self.muxer.forget_guest();
+        self.broken = false;
     }
 
     fn set_call(&mut self, queue: usize, call: Option<Arc<EventFd>>) -> io::Result<()> {
@@ -368,6 +378,7 @@ impl DataPath for UserspacePath {
                         "{broken}: its queues are left alone until it is reset"
                     ));
                     self.forget_guest();
+                    self.broken = true;
                     false
                 }
             },

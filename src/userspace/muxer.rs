@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use log::{debug, warn};
 
+use super::acceptor::Acceptors;
 use super::connection::{Connection, Key, State};
 use super::host::{Client, FIRST_HOST_PORT};
 use super::hybrid::Reply;
@@ -33,6 +34,7 @@ use crate::epoll::Epoll;
 use crate::event::EventFd;
 use crate::guest_memory::Segment;
 use crate::rate_limit::RateLimit;
+use crate::watchers::Watchers;
 
 /// What is to be done with a packet's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,8 @@ pub struct Muxer {
     /// No client is let in until then, for want of descriptors.
     pub(super) closed_until: Option<Instant>,
     pub(super) reports: RateLimit,
+    pub(super) acceptors: Acceptors,
+    pub(super) watchers: Arc<Watchers>,
 }
 
 impl Muxer {
@@ -142,6 +146,8 @@ impl Muxer {
             spare: EventFd::new().ok(),
             closed_until: None,
             reports: RateLimit::default(),
+            acceptors: Acceptors::default(),
+            watchers: Arc::default(),
         }
     }
 
@@ -397,6 +403,7 @@ impl Muxer {
         if let Some(mut connection) = self.connections.remove(id) {
             self.pending_bytes -= connection.counted_pending;
             self.half_open.count(&mut connection, false);
+            self.tell_of_end(&connection);
         }
         // What waits for buffers would wait for ever if the guest posts none.
         if self.ready.len() > 2 * self.connections.len() + 64 {
@@ -442,6 +449,9 @@ impl Muxer {
     /// Ends all connections without a word: the guest they belong to is gone.
     pub fn forget_guest(&mut self) {
         let ids: Vec<Id> = self.connections.ids().collect();
+        if !ids.is_empty() {
+            self.stats.resets.add(1);
+        }
         for id in ids {
             if let Some(connection) = self.connections.get_mut(id) {
                 connection.let_go();

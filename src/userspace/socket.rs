@@ -288,6 +288,16 @@ impl Socket {
         poll.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
     }
 
+    /// Gives the socket to somebody who will wait for it.
+    pub fn into_blocking(self) -> io::Result<OwnedFd> {
+        // SAFETY: no pointers.
+        let flags = check(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETFL) })?;
+        let blocking = flags & !libc::O_NONBLOCK;
+        // SAFETY: no pointers.
+        check(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFL, blocking) })?;
+        Ok(self.fd)
+    }
+
     /// Closes one direction. Errors mean that it is closed already.
     pub fn shutdown(&self, direction: Direction) {
         let how = match direction {

@@ -68,4 +68,7 @@ stats! {
     limit_pending_resets,
     /// Connections that could not be made for want of descriptors.
     out_of_descriptors,
+    /// How often connections were ended all at once: their guest was gone, or an operator
+    /// said so.
+    resets,
 }

@@ -5,7 +5,8 @@
 //! The front end's address space is not ours: [`Front`](super::front::Front) has already
 //! turned its ring addresses into guest physical ones. Bit 33 is offered, as crosvm does
 //! for protected VMs, and goes no further than the shim: without IOTLB messages from the
-//! front end addresses are guest physical, so the mode is `off` on every kernel.
+//! front end addresses are guest physical, so the mode is `off` on every kernel, or what
+//! [`KernelPath::with_addressing`] was told. `management` holds what else may be asked.
 //!
 //! A guest that goes for good takes its connections with it, which vhost-vsock does
 //! when its descriptor closes: the device is opened anew for the next guest.
@@ -13,6 +14,8 @@
 //! A guest that outlives its front end is told that its connections are gone, in the event
 //! queue, and so is one whose queues the kernel has given up on. Limits: QEMU keeps that
 //! queue to itself; such a guest learns of it by RST.
+
+mod management;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -28,10 +31,11 @@ use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::FeatureSet;
 use crate::kernel::{
-    self, Addressing, Error, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
+    self, Addressing, Error, Failure, MessageFormat, Monitor, QueueIndex, QueueSetup, VhostVsock,
 };
 use crate::path::{Activation, DataPath, Queue, EVENT, PATH_KINDS, QUEUES, RX, TX};
 use crate::rate_limit::RateLimit;
+use crate::watchers::{Event, Watchers};
 
 /// What the monitor watches; the slot is a number in its list.
 const MONITOR: u8 = PATH_KINDS;
@@ -57,6 +61,12 @@ pub struct KernelPath {
     unheard: EventFd,
     /// The guest is to be told that its connections are gone, once it can be.
     reset_event: bool,
+    addressing: Addressing,
+    /// A queue was given up.
+    broken: bool,
+    resets: u64,
+    denials: u64,
+    watchers: Arc<Watchers>,
     epoll: Arc<Epoll>,
     /// Limits what a guest can make us log.
     reports: RateLimit,
@@ -87,9 +97,21 @@ impl KernelPath {
             events: None,
             unheard: EventFd::new().map_err(Error::Event)?,
             reset_event: false,
+            addressing: Addressing::Off,
+            broken: false,
+            resets: 0,
+            denials: 0,
+            watchers: Arc::default(),
             epoll,
             reports: RateLimit::default(),
         })
+    }
+
+    /// The same with another way to reach guest memory: off is the default, and a vIOMMU
+    /// there is none.
+    pub fn with_addressing(mut self, addressing: Addressing) -> Self {
+        self.addressing = addressing;
+        self
     }
 
     fn start(&mut self, activation: &Activation) -> Result<Monitor, Error> {
@@ -98,8 +120,11 @@ impl KernelPath {
             cid: self.cid,
             vm: Vm::Protected,
             acked: activation.features,
-            iotlb_bit: IotlbBit::NONE,
-            addressing: Addressing::Off,
+            iotlb_bit: match self.addressing.mode().wants_iotlb() {
+                true => IotlbBit::default(),
+                false => IotlbBit::NONE,
+            },
+            addressing: self.addressing.clone(),
             messages: MessageFormat::V1,
             memory: activation.memory.map().clone(),
             queues: [
@@ -130,6 +155,8 @@ impl KernelPath {
         self.stop();
         self.device = opened(&self.open)?;
         self.activation = None;
+        self.broken = false;
+        self.resets += 1;
         Ok(())
     }
 }
@@ -217,6 +244,7 @@ impl DataPath for KernelPath {
             }
         }
         self.monitor = Some(monitor);
+        self.broken = false;
         self.events = events;
         self.activation = Some(activation);
         if watched.is_err() {
@@ -292,9 +320,17 @@ impl DataPath for KernelPath {
     fn event(&mut self, token: Token, _interest: Interest) {
         if let (MONITOR, Some(monitor)) = (token.kind, &mut self.monitor) {
             // Logged there. Told of a reset, the guest ends its connections instead of
-            // waiting for ever; vhost-user has no way to say more.
-            if !monitor.handle().is_empty() {
+            // waiting for ever; vhost-user has no way to say more, the watchers have.
+            let failures = monitor.handle();
+            if !failures.is_empty() {
+                self.broken = true;
                 self.reset_event = true;
+                for failure in failures {
+                    if let Failure::Denied(denial) = failure {
+                        self.denials += 1;
+                        self.watchers.tell(|| Event::Denied(denial));
+                    }
+                }
                 self.report_reset();
             }
         }

@@ -27,15 +27,18 @@ use super::front::Front;
 use super::iotlb::{Request, HEADER, IOTLB_MSG, SET_BACKEND_REQ_FD};
 use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
+use crate::mailbox::{mailbox, Inbox, Mailbox};
 use crate::path::{DataPath, PATH_KINDS};
 use crate::rate_limit::RateLimit;
 use crate::userspace::listener::remove_stale_socket;
 use crate::userspace::packet::SocketType;
 use crate::userspace::socket::is_out_of_descriptors;
+use crate::watchers::{State, Watchers};
 
 const STOP: Token = Token::lasting(0, 0);
 const LISTENER: Token = Token::lasting(1, 0);
 const FRONT_END: Token = Token::lasting(2, 0);
+const INBOX: Token = Token::lasting(4, 0);
 /// A candidate; the slot is its place, the generation its number.
 const CANDIDATE: u8 = 3;
 
@@ -87,6 +90,9 @@ pub struct Worker<P: DataPath> {
     door: Door,
     epoll: Arc<Epoll>,
     stop: Arc<EventFd>,
+    mailbox: Mailbox,
+    inbox: Inbox,
+    watchers: Arc<Watchers>,
     name: String,
     /// The door is closed until then, for want of descriptors.
     closed_until: Option<Instant>,
@@ -172,7 +178,7 @@ fn peek(socket: &UnixStream, out: &mut [u8]) -> io::Result<usize> {
 impl<P: DataPath> Worker<P> {
     /// Listens at `path` for front ends of `data_path`. A file left behind by a process
     /// before this one is replaced.
-    pub fn new(path: &Path, data_path: P) -> io::Result<Self> {
+    pub fn new(path: &Path, mut data_path: P) -> io::Result<Self> {
         remove_stale_socket(path, SocketType::Stream)?;
         let listener = UnixListener::bind(path).map_err(|e| {
             io::Error::new(
@@ -189,6 +195,10 @@ impl<P: DataPath> Worker<P> {
         let stop = Arc::new(EventFd::new()?);
         epoll.add(stop.as_ref(), STOP, Interest::READABLE)?;
         epoll.add(&door.listener, LISTENER, Interest::READABLE)?;
+        let (mailbox, inbox) = mailbox()?;
+        epoll.add(&inbox, INBOX, Interest::READABLE)?;
+        let watchers = Arc::<Watchers>::default();
+        data_path.watch(watchers.clone());
         Ok(Self {
             name: format!("vm {}", data_path.cid()),
             front: Arc::new(Mutex::new(Front::new(data_path))),
@@ -201,12 +211,39 @@ impl<P: DataPath> Worker<P> {
             closed_until: None,
             reports: RateLimit::default(),
             notes: RateLimit::default(),
+            mailbox,
+            inbox,
+            watchers,
         })
     }
 
     /// Signalled, it ends [`run`](Self::run).
     pub fn stop_event(&self) -> Arc<EventFd> {
         self.stop.clone()
+    }
+
+    /// Where to ask the device, while it runs.
+    pub fn mailbox(&self) -> Mailbox {
+        self.mailbox.clone()
+    }
+
+    /// Those who hear what happens to the device.
+    pub fn watchers(&self) -> Arc<Watchers> {
+        self.watchers.clone()
+    }
+
+    /// Notes where the device stands.
+    fn note_state(&self, path: &P) {
+        let state = if path.status().needs_reset {
+            State::NeedsReset
+        } else if path.is_active() {
+            State::Running
+        } else if self.front_end.is_some() {
+            State::NoDriver
+        } else {
+            State::NoVmm
+        };
+        self.watchers.set_state(state);
     }
 
     fn front(&self) -> MutexGuard<'_, Front<P>> {
@@ -233,6 +270,7 @@ impl<P: DataPath> Worker<P> {
                         }
                         LISTENER => accept = true,
                         FRONT_END => requests = true,
+                        INBOX => self.inbox.answer(&mut front.path),
                         Token {
                             kind: CANDIDATE, ..
                         } => heard = true,
@@ -257,6 +295,7 @@ impl<P: DataPath> Worker<P> {
                 let mut front = self.front();
                 let timeout = front.path.turn(now);
                 front.ask();
+                self.note_state(&front.path);
                 timeout
             };
             if self.front_end.as_ref().is_some_and(|f| f.unread) {

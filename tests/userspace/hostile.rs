@@ -92,6 +92,7 @@ impl Guest {
         };
         let activation = Activation {
             memory: Arc::new(memory),
+            iotlb: None,
             queues: [queue(RX), queue(TX), queue(EVENT)],
             features: Feature::VERSION_1.set(),
             resumed: false,

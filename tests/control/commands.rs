@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The commands that ask a running daemon, and the socket in the file system.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
+
+use guest_driver::SocketType;
+use tempfile::TempDir;
+
+use crate::harness::{wait_until, Daemon, Vm, PROGRAM};
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn complaint(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn status_for_people_and_for_programs() {
+    let vm = Vm::start();
+    let device = vm.client().device(3).unwrap();
+    let _connection = vm.connect(&device, 5000);
+    let text = out(&vm.daemon.ask(&["status"]));
+    for expected in [
+        "guest CID 3",
+        "running",
+        "userspace",
+        "VERSION_1",
+        "connections open",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    // A line only for trouble that there was.
+    assert!(!text.contains("malformed"), "{text}");
+
+    let json = out(&vm.daemon.ask(&["status", "3", "--json"]));
+    let all: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(all[0]["cid"], 3);
+    assert_eq!(all[0]["state"], "running");
+    assert_eq!(all[0]["statistics"]["connections_open"], 1);
+    assert_eq!(all[0]["statistics"]["malformed"], 0);
+
+    let metrics = out(&vm.daemon.ask(&["status", "--prometheus"]));
+    assert_prometheus(&metrics);
+    assert!(
+        metrics.contains("\ncrosvm_vsock_up{cid=\"3\"} 1\n"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("\ncrosvm_vsock_connections_total{cid=\"3\"} 1\n"));
+}
+
+/// Fails unless each sample follows a HELP and a TYPE of its name, and is a number.
+fn assert_prometheus(text: &str) {
+    let mut name = String::new();
+    let mut samples = 0;
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            name = help.split(' ').next().unwrap().to_owned();
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let kind = kind.strip_prefix(&name).unwrap().trim();
+            assert!(["counter", "gauge"].contains(&kind), "{line}");
+        } else {
+            let rest = line.strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
+            let (labels, value) = rest.rsplit_once(' ').unwrap();
+            assert!(
+                labels.starts_with("{cid=\"") && labels.ends_with("\"}"),
+                "{line}"
+            );
+            value.parse::<f64>().unwrap();
+            samples += 1;
+        }
+    }
+    assert!(samples > 20, "{samples}");
+}
+
+#[test]
+fn connections_for_people_and_for_programs() {
+    let vm = Vm::start();
+    let device = vm.client().device(3).unwrap();
+    let _connection = vm.connect(&device, 5000);
+    let text = out(&vm.daemon.ask(&["connections"]));
+    let row = text.lines().nth(1).unwrap();
+    assert!(row.starts_with("3:5000 ") && row.contains(" 2:"), "{text}");
+    assert!(
+        row.contains("stream") && row.contains("established"),
+        "{text}"
+    );
+    let json = out(&vm.daemon.ask(&["connections", "3", "--json"]));
+    let all: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(all[0]["guest_port"], 5000);
+    assert_eq!(all[0]["state"], "established");
+}
+
+#[test]
+fn connect_carries_both_directions_and_ends_each_by_itself() {
+    let vm = Vm::start();
+    let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
+    let mut client = vm
+        .daemon
+        .command(&["connect", "3", "5000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut guest = listener.accept().unwrap();
+    let mut input = client.stdin.take().unwrap();
+    input.write_all(b"question").unwrap();
+    drop(input);
+    let mut got = String::new();
+    guest.read_to_string(&mut got).unwrap();
+    assert_eq!(got, "question");
+    // The end of its input was not the end of the connection.
+    let answer = vec![b'a'; 200_000];
+    guest.write_all(&answer).unwrap();
+    guest.close().unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(output.stdout, answer);
+    assert_eq!(code(&output), Some(0));
+}
+
+#[test]
+fn connect_ends_with_the_guest_though_there_is_input_to_come() {
+    let vm = Vm::start();
+    let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
+    let mut client = vm
+        .daemon
+        .command(&["connect", "3", "5000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let kept = client.stdin.take();
+    listener.accept().unwrap().close().unwrap();
+    assert_eq!(client.wait().unwrap().code(), Some(0));
+    drop(kept);
+}
+
+#[test]
+fn reset_says_nothing_and_does_it() {
+    let vm = Vm::start();
+    let device = vm.client().device(3).unwrap();
+    let (mut host, _guest) = vm.connect(&device, 5000);
+    let output = vm.daemon.ask(&["reset", "3"]);
+    assert_eq!((code(&output), out(&output)), (Some(0), String::new()));
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn errors_have_codes_and_say_what_to_do() {
+    let vm = Vm::start();
+    let dir = TempDir::new().unwrap();
+    let nobody = dir.path().join("nobody");
+    for (arguments, expected, words) in [
+        (&["status", "9"][..], 5, "no guest has CID 9"),
+        (&["connect", "3", "4242"], 6, "guest port 4242"),
+        (&["connect", "3", "-1"], 2, "-1"),
+        (&["connect", "3", "4294967296"], 1, "not a vsock port"),
+        (
+            &["status", "--control", nobody.to_str().unwrap()],
+            3,
+            "start crosvm-vsock with --control",
+        ),
+    ] {
+        let output = vm.daemon.ask(arguments);
+        let text = complaint(&output);
+        assert_eq!(code(&output), Some(expected), "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+    }
+    let lost = Command::new(PROGRAM)
+        .arg("status")
+        .env_remove("CROSVM_VSOCK_CONTROL")
+        .output()
+        .unwrap();
+    assert_eq!(code(&lost), Some(2));
+    assert!(complaint(&lost).contains("--control PATH"));
+}
+
+#[test]
+fn the_socket_is_for_its_owner_and_goes_with_the_daemon() {
+    let dir = TempDir::new().unwrap();
+    let stale = dir.path().join("control");
+    drop(UnixListener::bind(&stale).unwrap());
+    let path = dir.path().display();
+    let vm = format!("guest-cid=3,socket={path}/vhost.socket,uds-path={path}/vm");
+    let mut daemon = Daemon::spawn(dir, &["--vm", &vm]);
+    let mode = || daemon.control().metadata().unwrap().permissions().mode();
+    wait_until("the stale socket is replaced", || mode() & 0o777 == 0o600);
+    assert!(daemon.control().metadata().unwrap().file_type().is_socket());
+    assert_eq!(daemon.client().guest_cids().unwrap(), [3]);
+
+    // Another daemon does not take it away.
+    let other = format!(
+        "guest-cid=4,socket={path}2,uds-path={path}3",
+        path = daemon.dir.path().join("o").display()
+    );
+    let second = Command::new(PROGRAM)
+        .args(["--vm", &other, "--control"])
+        .arg(daemon.control())
+        .output()
+        .unwrap();
+    assert_eq!(code(&second), Some(1));
+    assert!(
+        complaint(&second).contains("in use"),
+        "{}",
+        complaint(&second)
+    );
+    assert_eq!(daemon.client().guest_cids().unwrap(), [3]);
+
+    let client = daemon.client();
+    let ended = Command::new("kill").arg(daemon.pid().to_string()).status();
+    assert!(ended.unwrap().success());
+    assert!(daemon.wait(), "a client that stays does not keep it");
+    assert!(!daemon.control().exists());
+    let left: Vec<_> = std::fs::read_dir(daemon.dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(client.guest_cids().is_err());
+}
+
+#[test]
+fn restricted_memory_needs_somebody_to_share_it() {
+    let output = Command::new(PROGRAM)
+        .args([
+            "--vm",
+            "socket=/nowhere/s,backend=kernel,iotlb-mode=restricted",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), Some(2));
+    assert!(complaint(&output).contains("--control"));
+}
