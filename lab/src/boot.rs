@@ -6,24 +6,18 @@
 //! the host asked for together with a [`Reporter`] for the answers;
 //! [`power_off`] ends the machine. Nothing here knows what a cell is.
 //!
-//! `unsafe` because init talks to the kernel by system calls that the standard
-//! library has no names for: `mount`, `finit_module`, `reboot`, `tcdrain`.
-//!
 //! Limits: made for PID 1 of a throw-away machine; run elsewhere it refuses.
 
-use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{bail, Context, Result};
+use guest_agent::machine;
 use serde::Serialize;
 
 /// The serial port that carries results; the kernel's console is `ttyS0`.
 const RESULTS: &str = "/dev/ttyS1";
-/// Paths of the modules to load, one a line, in load order.
-const MODULE_LIST: &str = "/modules.list";
 
 /// What the host wants, from the `lab.*` words of the kernel command line.
 ///
@@ -153,9 +147,7 @@ impl Reporter {
     /// Waits until the port has sent everything.
     fn drain(&self) {
         let port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the descriptor is open for the length of the call, which
-        // takes no pointers.
-        unsafe { libc::tcdrain(port.as_raw_fd()) };
+        machine::drain(&port);
     }
 }
 
@@ -168,17 +160,14 @@ pub fn start() -> Result<(Request, Reporter)> {
     if std::process::id() != 1 {
         bail!("this program is the init of the kernel lab; run `cargo xtask kernels` instead");
     }
-    mount(c"proc", c"/proc")?;
-    mount(c"sysfs", c"/sys")?;
-    mount(c"devtmpfs", c"/dev")?;
-    mount(c"tmpfs", c"/tmp")?;
+    machine::mount_all()?;
     let command_line =
         fs::read_to_string("/proc/cmdline").context("cannot read the kernel command line")?;
     let request = Request::parse(&command_line);
     let reporter = Reporter::open()?;
     reporter.note("init is running")?;
     if !request.probe {
-        load_modules()?;
+        machine::load_modules()?;
     }
     Ok((request, reporter))
 }
@@ -188,59 +177,7 @@ pub fn power_off(reporter: Option<&Reporter>) -> ! {
     if let Some(reporter) = reporter {
         reporter.drain();
     }
-    // SAFETY: takes no pointers. It returns only without CAP_SYS_BOOT, and
-    // then the exit of init below ends the machine as well, as a panic.
-    unsafe { libc::reboot(libc::RB_POWER_OFF) };
-    std::process::exit(1)
-}
-
-fn mount(kind: &CStr, target: &CStr) -> Result<()> {
-    // SAFETY: all three strings end in NUL and outlive the call; these file
-    // systems take no data.
-    let result = unsafe {
-        libc::mount(
-            kind.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            0,
-            std::ptr::null(),
-        )
-    };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    // CONFIG_DEVTMPFS_MOUNT kernels have /dev already.
-    if error.raw_os_error() == Some(libc::EBUSY) {
-        return Ok(());
-    }
-    Err(error).with_context(|| format!("cannot mount {kind:?} on {target:?}"))
-}
-
-fn load_modules() -> Result<()> {
-    let list =
-        fs::read_to_string(MODULE_LIST).with_context(|| format!("cannot read {MODULE_LIST}"))?;
-    list.lines().try_for_each(load_module)
-}
-
-fn load_module(path: &str) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("cannot open the module {path}"))?;
-    // SAFETY: the descriptor is open and the parameter string ends in NUL;
-    // the kernel only reads both. Flags 0: neither vermagic nor symbol
-    // versions are ignored.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_finit_module,
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            0 as libc::c_int,
-        )
-    };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    Err(error).with_context(|| format!("the kernel does not take the module {path}"))
+    machine::power_off()
 }
 
 #[cfg(test)]

@@ -108,9 +108,14 @@ impl Credit {
     ///
     /// Linux guests since 2026 send no more than their *own* buffer holds, however
     /// large ours is (`virtio_transport_tx_buf_size`).
-    pub fn update_due(&self) -> bool {
+    ///
+    /// With a `message_under_way` what is held goes on only once the rest of it has come,
+    /// so that a guest with little room left is told of any more that there is.
+    pub fn update_due(&self, message_under_way: bool) -> bool {
         let window = self.buf_alloc.min(self.peer_buf_alloc).max(2);
-        self.forwarded.wrapping_sub(self.advertised) >= window / 2
+        let news = self.forwarded.wrapping_sub(self.advertised);
+        let known = window.saturating_sub(self.received.wrapping_sub(self.advertised));
+        news >= window / 2 || message_under_way && news > 0 && known <= window / 4
     }
 
     /// Fills in the credit fields of a packet to the guest.
@@ -183,11 +188,11 @@ mod tests {
         credit.receive(900).unwrap();
         assert_eq!(credit.receive(1), Err(Overrun { len: 1, room: 0 }));
         credit.forward(500);
-        assert!(credit.update_due());
+        assert!(credit.update_due(false));
         let mut out = Header::default();
         credit.stamp(&mut out);
         assert_eq!((out.buf_alloc, out.fwd_cnt), (1000, 299));
-        assert!(!credit.update_due());
+        assert!(!credit.update_due(false));
         credit.sent = u32::MAX - 9;
         credit.heard(&header(4096, u32::MAX - 9));
         credit.send(100);
@@ -202,9 +207,24 @@ mod tests {
         credit.heard(&header(4096, 0));
         assert_eq!(credit.receive(4096), Ok(()));
         credit.forward(2047);
-        assert!(!credit.update_due());
+        assert!(!credit.update_due(false));
         credit.forward(1);
-        assert!(credit.update_due());
+        assert!(credit.update_due(false));
+    }
+
+    #[test]
+    fn a_message_that_fills_what_room_the_guest_knows_of_does_not_wait_for_its_own_end() {
+        let mut credit = Credit::new(1 << 20);
+        credit.heard(&header(4096, 0));
+        credit.receive(1000).unwrap();
+        credit.forward(1000);
+        credit.receive(2000).unwrap();
+        assert!(!credit.update_due(true), "there is room still");
+        credit.receive(96).unwrap();
+        assert!(credit.update_due(true) && !credit.update_due(false));
+        credit.stamp(&mut Header::default());
+        credit.receive(2000).unwrap();
+        assert!(!credit.update_due(true), "there is nothing to tell");
     }
 
     #[test]

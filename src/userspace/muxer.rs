@@ -402,8 +402,8 @@ impl Muxer {
         self.unname(id);
         if let Some(mut connection) = self.connections.remove(id) {
             self.pending_bytes -= connection.counted_pending;
-            self.half_open.count(&mut connection, false);
             self.tell_of_end(&connection);
+            self.half_open.count(&mut connection, false);
         }
         // What waits for buffers would wait for ever if the guest posts none.
         if self.ready.len() > 2 * self.connections.len() + 64 {

@@ -38,6 +38,11 @@ impl Outbox {
         self.bytes.is_empty() && self.messages.is_empty()
     }
 
+    /// Whether a message is under way.
+    pub fn is_open(&self) -> bool {
+        self.open > 0
+    }
+
     /// Appends the bytes of `segments`; of a message, those that come next.
     pub fn push(&mut self, segments: &[Segment<'_>]) {
         let mut chunk = [0u8; 4096];

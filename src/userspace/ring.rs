@@ -161,8 +161,11 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index the driver sees.
     published: u16,
-    /// Chains and their descriptors looked at since the last publication.
+    /// Chains and their descriptors looked at in this turn.
     looked_at: usize,
+    /// Entries of the descriptor table in chains taken since the driver was last shown
+    /// what was handed back.
+    owed: u32,
 }
 
 // SAFETY: the pointers lead into guest memory, which `_memory` keeps mapped and which
@@ -228,6 +231,7 @@ impl SplitRing {
             next_used: 0,
             published: 0,
             looked_at: 0,
+            owed: 0,
             _memory: memory,
         };
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
@@ -322,8 +326,12 @@ impl SplitRing {
         Ok(Some(Chain { head, buffers }))
     }
 
-    /// Whether enough was looked at since the last [`publish`](Self::publish): others are
-    /// to have their turn.
+    /// Begins a turn.
+    pub fn begin_turn(&mut self) {
+        self.looked_at = 0;
+    }
+
+    /// Whether enough was looked at in this turn: others are to have theirs.
     pub fn turn_is_over(&self) -> bool {
         self.looked_at >= TURN
     }
@@ -345,13 +353,25 @@ impl SplitRing {
         Descriptor::parse(&raw)
     }
 
-    fn walk(&self, head: u16, chain: &mut Walk<'_, '_>) -> Result<(), ChainError> {
+    /// Whether the driver has not been shown all that was handed back.
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.next_used
+    }
+
+    /// How many entries of its descriptor table the driver would get back now: counted
+    /// when chains are taken.
+    pub fn owed(&self) -> u32 {
+        self.owed
+    }
+
+    fn walk(&mut self, head: u16, chain: &mut Walk<'_, '_>) -> Result<(), ChainError> {
         if head >= self.size {
             return Err(ChainError::Index(head));
         }
         let mut index = head;
         loop {
             let descriptor = self.table_entry(index);
+            self.owed = self.owed.saturating_add(1);
             if descriptor.flags & DESC_INDIRECT != 0 {
                 // 2.7.5.3.1: an indirect descriptor ends its chain.
                 if !self.indirect || descriptor.flags & DESC_NEXT != 0 {
@@ -388,13 +408,13 @@ impl SplitRing {
     /// Shows the driver all that was handed back since the last time. Whether it
     /// wants to be told (VIRTIO 1.2, 2.7.7).
     pub fn publish(&mut self) -> bool {
-        self.looked_at = 0;
         let (old, new) = (self.published, self.next_used);
         if old == new {
             return false;
         }
         self.used_u16(2).store(new, Ordering::Release);
         self.published = new;
+        self.owed = 0;
         // The index must be visible before the driver's wish is read: the driver
         // writes its wish and then looks at the index.
         fence(Ordering::SeqCst);

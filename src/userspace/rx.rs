@@ -149,6 +149,7 @@ pub(super) fn pump(
     muxer: &mut Muxer,
     now: Instant,
 ) -> Result<Progress, RingError> {
+    ring.begin_turn();
     let mut buffers = Buffers::new(ring, bus);
     let result = fill(&mut buffers, muxer, now);
     let Buffers {

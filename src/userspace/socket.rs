@@ -111,6 +111,16 @@ fn vsock_address(cid: Cid, port: Port) -> RawAddress<libc::sockaddr_vm> {
     }
 }
 
+/// What [`Socket::receive`] has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes (0: the end, or an empty message).
+    pub len: usize,
+    /// Descriptors, which nobody here wants, came with them: `recvmsg` stops behind such
+    /// bytes, whatever comes after.
+    pub cut: bool,
+}
+
 impl Socket {
     fn new(family: libc::c_int, socket_type: SocketType) -> io::Result<Self> {
         // SAFETY: no pointers.
@@ -236,16 +246,21 @@ impl Socket {
         check_len(unsafe { libc::sendmsg(self.fd.as_raw_fd(), &message, flags) })
     }
 
-    /// Receives into guest memory, [`MAX_SEGMENTS`] at most; how many bytes came
-    /// (0: the end, or an empty message).
-    pub fn receive(&self, segments: &[Segment<'_>]) -> io::Result<usize> {
+    /// Receives into guest memory, [`MAX_SEGMENTS`] at most.
+    pub fn receive(&self, segments: &[Segment<'_>]) -> io::Result<Received> {
         // SAFETY: all zeroes is a valid `msghdr`.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
         message.msg_iov = segments.as_ptr().cast_mut().cast();
         message.msg_iovlen = segments.len().min(MAX_SEGMENTS) as _;
         // SAFETY: a `Segment` has the layout of an `iovec` (repr(transparent)) and is
         // mapped and writable; nothing else of `message` is set.
-        check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) })
+        let len = check_len(unsafe {
+            libc::recvmsg(self.fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT)
+        })?;
+        Ok(Received {
+            len,
+            cut: message.msg_flags & libc::MSG_CTRUNC != 0,
+        })
     }
 
     fn receive_flags(&self, out: &mut [u8], flags: libc::c_int) -> io::Result<usize> {

@@ -53,7 +53,7 @@ impl Muxer {
                 connection.watches_room = wants_room;
             }
         }
-        if connection.credit.update_due() {
+        if connection.update_due() {
             connection.wants.update |= connection.state == State::Established;
         }
         if connection.has_work() {

@@ -436,12 +436,7 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         Ok(())
     }
 
-    fn set_mem_table(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<Vec<u64>>> {
+    fn set_mem_table(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
         let mut mappings = Vec::new();
         let mut table = Vec::new();
         let mut views = Vec::new();
@@ -476,7 +471,7 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         if active {
             self.start()?;
         }
-        Ok(None)
+        Ok(())
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
@@ -628,12 +623,7 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
         Err(Error::InvalidOperation("memory slots are not offered"))
     }
 
-    fn add_mem_region(
-        &mut self,
-        _region: &VhostUserSingleMemoryRegion,
-        _fd: File,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<u64>> {
+    fn add_mem_region(&mut self, _region: &VhostUserSingleMemoryRegion, _fd: File) -> Result<()> {
         Err(Error::InvalidOperation("memory slots are not offered"))
     }
 

@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
-use crate::protocol::Line;
 use crate::qemu::{Accel, Boot, Machine};
 
 const VERDICT: &str = "accel.json";
@@ -68,13 +67,8 @@ pub fn choose(cache: &Cache, vmlinuz: &Path, initramfs: &Path, console: &Path) -
         silence: PATIENCE,
         life: PATIENCE,
     })?;
-    let mut kvm = false;
-    while let Ok(line) = machine.next_line() {
-        if matches!(Line::parse(&line), Ok(Some(Line::Done))) {
-            kvm = true;
-            break;
-        }
-    }
+    // Init says something, whichever it is, as soon as it runs.
+    let kvm = machine.next_line().is_ok();
     drop(machine);
     cache.write(VERDICT, &serde_json::to_string(&verdict(kvm)?)?)?;
     eprintln!(

@@ -177,7 +177,7 @@ impl<'a> Suite<'a> {
         process::run(self.apt("apt-get").args(["-q", "--error-on=any", "update"])).with_context(
             || {
                 format!(
-                    "cannot fetch the package list of {}; is there a network?",
+                    "cannot fetch the package list of {}; is there a network, and space in the cache?",
                     self.name
                 )
             },

@@ -16,10 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
-use tempfile::TempDir;
-
+use crate::interrupt::Unfinished;
 use crate::process;
+use anyhow::{bail, Context, Result};
 
 const SUMS: &str = "SHA256SUMS";
 const UNFINISHED: &str = ".unfinished-";
@@ -77,14 +76,16 @@ impl Cache {
         Ok(path)
     }
 
-    /// A fresh directory on the cache's file system, removed when dropped.
+    /// A fresh directory on the cache's file system, removed when dropped or
+    /// interrupted.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn temporary(&self) -> Result<TempDir> {
+    pub fn temporary(&self) -> Result<Unfinished> {
         tempfile::Builder::new()
             .prefix(UNFINISHED)
             .tempdir_in(&self.root)
+            .map(Unfinished::new)
             .with_context(|| format!("cannot write to the cache {}", self.root.display()))
     }
 
@@ -134,7 +135,7 @@ impl Cache {
     ///
     /// # Errors
     /// When the sums cannot be made or a rename fails.
-    pub fn keep_directory(&self, directory: TempDir, relative: &str) -> Result<PathBuf> {
+    pub fn keep_directory(&self, directory: Unfinished, relative: &str) -> Result<PathBuf> {
         let sums = process::output(
             Command::new("sh")
                 .args([
@@ -212,6 +213,7 @@ pub fn sha256(file: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tempfile::TempDir;
 
     fn cache() -> (TempDir, Cache) {
         let place = tempfile::tempdir().unwrap();

@@ -16,11 +16,53 @@ use crate::cache::Cache;
 use crate::initramfs::Archive;
 use crate::kernels::{Kernel, Module};
 use crate::mirror::Mirror;
-use crate::modules::{walk, Modules};
+use crate::modules::{walk, Modules, Wanted};
 use crate::split;
 
 const MODULE_LIST: &str = "modules.list";
 const RECIPE: &str = "recipe.json";
+
+/// What a kernel is booted for. Images of one purpose do not touch those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The lab: the device under test runs in it, its guest is a driver in the
+    /// test process.
+    Lab,
+    /// A guest whose own driver talks to the device.
+    Guest,
+    /// A host that runs the daemon and a guest of its own.
+    Host,
+}
+
+impl Purpose {
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Lab => "images",
+            Self::Guest => "guests",
+            Self::Host => "hosts",
+        }
+    }
+
+    fn wanted(self) -> Wanted {
+        match self {
+            Self::Lab => Wanted {
+                required: &["vhost_vsock"],
+                where_present: &["vsock_loopback"],
+                where_useful: &[],
+            },
+            Self::Guest => Wanted {
+                required: &["vmw_vsock_virtio_transport"],
+                where_present: &["virtio_pci"],
+                where_useful: &[],
+            },
+            Self::Host => Wanted {
+                required: &["vhost_vsock"],
+                where_present: &[],
+                where_useful: &["kvm_amd", "kvm_intel"],
+            },
+        }
+    }
+}
 
 /// What an image was made from; another recipe makes the image anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,12 +91,17 @@ impl Image {
     /// # Errors
     /// When the package cannot be found, downloaded or unpacked, or the module
     /// cannot be rebuilt.
-    pub fn prepare(kernel: &Kernel, cache: &Cache, refresh: bool) -> Result<Self> {
+    pub fn prepare(
+        kernel: &Kernel,
+        purpose: Purpose,
+        cache: &Cache,
+        refresh: bool,
+    ) -> Result<Self> {
         let edit = match kernel.module {
             Module::Stock => String::new(),
             Module::Rebuilt => split::describe(kernel.kind)?,
         };
-        let place = format!("images/{}", kernel.name);
+        let place = format!("{}/{}", purpose.directory(), kernel.name);
         let cached = Self::cached(cache, &place).filter(|image| image.recipe.edit == edit);
         match cached {
             Some(image) if !refresh => Ok(image),
@@ -68,7 +115,7 @@ impl Image {
                 };
                 match cached {
                     Some(image) if image.recipe == recipe => Ok(image),
-                    _ => make(kernel, cache, &place, &suite, &package, recipe),
+                    _ => make(kernel, purpose, cache, &place, &suite, &package, recipe),
                 }
             }
         }
@@ -86,26 +133,36 @@ impl Image {
         self.directory.join("vmlinuz")
     }
 
-    /// The initramfs of this kernel: `init`, the modules and their list.
+    /// The initramfs of this kernel, still open for more: `init`, the modules and
+    /// their list.
     ///
     /// # Errors
     /// When a file of the image cannot be read.
-    pub fn initramfs(&self, init: &[u8]) -> Result<Vec<u8>> {
+    pub fn archive(&self, init: &[u8]) -> Result<Archive> {
         let mut archive = Archive::default();
         for directory in ["dev", "proc", "sys", "tmp", "modules"] {
             archive.directory(directory)?;
         }
         archive.program("init", init)?;
         let mut list = String::new();
-        for name in read(&self.directory.join(MODULE_LIST))?.lines() {
+        for line in read(&self.directory.join(MODULE_LIST))?.lines() {
+            let (mark, name) = match line.strip_prefix('-') {
+                Some(name) => ("-", name),
+                None => ("", line),
+            };
             let file = self.directory.join(format!("{name}.ko"));
             let contents =
                 fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             archive.file(&format!("modules/{name}.ko"), &contents)?;
-            list += &format!("/modules/{name}.ko\n");
+            list += &format!("{mark}/modules/{name}.ko\n");
         }
         archive.file("modules.list", list.as_bytes())?;
-        archive.finish()
+        Ok(archive)
+    }
+
+    /// Which kernel this is, for people: the version of its package.
+    pub fn version(&self) -> &str {
+        &self.recipe.version
     }
 }
 
@@ -147,6 +204,7 @@ fn newest<'a>(
 
 fn make(
     kernel: &Kernel,
+    purpose: Purpose,
     cache: &Cache,
     place: &str,
     suite: &Suite<'_>,
@@ -176,7 +234,7 @@ fn make(
     let vmlinuz = find_vmlinuz(tree.path())?;
     fs::copy(&vmlinuz, image.path().join("vmlinuz"))
         .with_context(|| format!("cannot copy {}", vmlinuz.display()))?;
-    let order = modules.collect(image.path())?;
+    let order = modules.collect(&purpose.wanted(), image.path())?;
     fs::write(image.path().join(MODULE_LIST), order.join("\n") + "\n")?;
     fs::write(
         image.path().join(RECIPE),

@@ -14,7 +14,7 @@ use anyhow::{bail, Context, Result};
 
 use crate::accel;
 use crate::cache::Cache;
-use crate::image::Image;
+use crate::image::{Image, Purpose};
 use crate::kernels::Kernel;
 use crate::packages::{self, Need};
 use crate::process;
@@ -22,7 +22,7 @@ use crate::protocol::Line;
 use crate::qemu::{self, Accel, Boot, Machine};
 use crate::table::Report;
 
-/// Where the program runs; static, since the initramfs has no libraries.
+/// What static programs are built for: an initramfs has no libraries.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const SILENCE: Duration = Duration::from_secs(240);
 const LIFE: Duration = Duration::from_secs(1200);
@@ -90,7 +90,10 @@ impl Lab {
             .with_context(|| format!("cannot make {}", directory.display()))?;
         Ok(Self {
             cache: Cache::open()?,
-            init: build_init()?,
+            init: {
+                let program = build_static("lab", "lab")?;
+                fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?
+            },
             directory,
             accel: None,
         })
@@ -119,9 +122,9 @@ impl Lab {
     }
 
     fn listen(&mut self, kernel: &Kernel, wish: &Wish, report: &mut Report) -> Result<()> {
-        let image = Image::prepare(kernel, &self.cache, wish.refresh)?;
+        let image = Image::prepare(kernel, Purpose::Lab, &self.cache, wish.refresh)?;
         let initramfs = self.directory.join(format!("{}.cpio", kernel.name));
-        fs::write(&initramfs, image.initramfs(&self.init)?)
+        fs::write(&initramfs, image.archive(&self.init)?.finish()?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         let console = self.directory.join(format!("{}.log", kernel.name));
         let vmlinuz = image.vmlinuz();
@@ -189,25 +192,25 @@ pub fn target_directory() -> PathBuf {
     }
 }
 
-fn build_init() -> Result<Vec<u8>> {
-    eprintln!("building the lab's program");
+/// Builds a program of the workspace that needs no library where it runs, and
+/// returns its path.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_static(package: &str, program: &str) -> Result<PathBuf> {
+    eprintln!("building {program}");
     process::show(
         Command::new("cargo")
             .current_dir(workspace())
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "lab",
-                "--target",
-                TARGET,
-            ])
+            .args(["build", "--quiet", "--release", "--target", TARGET])
+            .args(["--package", package, "--bin", program])
             // Of all ways to pass flags the one that nothing set outside
             // overrides; with --target it leaves build scripts alone.
             .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
     )
-    .context("cannot build the lab's program")?;
-    let program = target_directory().join(TARGET).join("release/lab");
-    fs::read(&program).with_context(|| format!("cannot read {}", program.display()))
+    .with_context(|| format!("cannot build {program}"))?;
+    Ok(target_directory()
+        .join(TARGET)
+        .join("release")
+        .join(program))
 }

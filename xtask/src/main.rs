@@ -1,22 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `demo`, `compare` and `test`.
+//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `android`, `compare`, `bench`
+//! and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:
 //! [`kernels`] names them, [`image`] makes files that boot ([`mirror`], [`apt`],
 //! [`modules`], [`split`]; kept in [`cache`]), [`qemu`] runs them under what
 //! [`accel`] found, [`protocol`] is what they say and [`table`] what it means.
+//!
+//! [`guests`] boots the same kernels as guests, whose own drivers talk to the
+//! daemon; [`demo`] does it once, for somebody who looks on.
+//! [`bench`] measures the daemon against the [`rival`] that it replaces.
 
 #![forbid(unsafe_code)]
 
 mod accel;
+mod android;
 mod apt;
 mod bench;
 mod cache;
 mod compare;
 mod demo;
+mod guests;
 mod image;
 mod initramfs;
+mod interrupt;
 mod kernels;
 mod lab;
 mod mirror;
@@ -55,8 +63,12 @@ struct Cli {
 enum Task {
     /// Runs the device on real kernels, under QEMU.
     Kernels(Kernels),
-    /// Tells the story of one bit with two meanings, in a booted kernel.
-    Demo,
+    /// Runs real Linux guests against the daemon, under QEMU.
+    Guests(guests::Options),
+    /// Boots a guest, talks with it from both sides, and says what happens.
+    Demo(demo::Options),
+    /// Checks the Android.bp files, and the sources with a compiler for Android.
+    Android,
     /// Runs every check of the project, the lab included.
     Test,
     /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
@@ -82,6 +94,10 @@ struct Kernels {
     /// Measures in place of testing.
     #[arg(long)]
     bench: bool,
+    /// Tells the story of one bit with two meanings in place of testing; in the
+    /// newest kernel, unless another is named.
+    #[arg(long, conflicts_with_all = ["bench", "modes"])]
+    demo: bool,
     /// Looks for newer kernel packages than the cached ones.
     #[arg(long)]
     refresh: bool,
@@ -101,13 +117,16 @@ enum Mode {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().task {
+    let task = Cli::parse().task;
+    let done = interrupt::install().and_then(|()| match task {
         Task::Kernels(options) => run_kernels(&options),
-        Task::Demo => demo::run(),
+        Task::Guests(options) => guests::run(&options),
+        Task::Demo(options) => demo::run(&options),
+        Task::Android => android::run(),
         Task::Test => test::run(),
         Task::Compare => compare::run(),
         Task::Bench(options) => bench::run(&options),
-    };
+    });
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -124,7 +143,11 @@ fn run_kernels(options: &Kernels) -> Result<bool> {
         print!("{}", kernels::list());
         return Ok(true);
     }
-    let selected = kernels::select(&options.kernels)?;
+    let newest = [kernels::NEWEST.to_owned()];
+    let selected = match options.kernels.as_slice() {
+        [] if options.demo => kernels::select(&newest)?,
+        names => kernels::select(names)?,
+    };
     let mode_name = |mode: &Mode| match mode {
         Mode::Off => "off".to_owned(),
         Mode::Identity => "identity".to_owned(),
@@ -134,7 +157,7 @@ fn run_kernels(options: &Kernels) -> Result<bool> {
     let wish = Wish {
         modes: options.modes.iter().map(mode_name).collect(),
         bench: options.bench,
-        demo: false,
+        demo: options.demo,
         refresh: options.refresh,
     };
     let mut lab = Lab::open()?;
@@ -162,9 +185,7 @@ fn write_measurements(reports: &[Report]) -> Result<()> {
         .map(|report| (report.kernel().name, report.bench.as_slice()))
         .collect();
     for (kernel, measurements) in &all {
-        for measurement in *measurements {
-            println!("{kernel}: {measurement}");
-        }
+        println!("{}", bench::kernel_path::table(kernel, measurements));
     }
     let file = lab::target_directory().join("lab/bench.json");
     fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")

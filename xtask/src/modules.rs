@@ -14,11 +14,16 @@ use object::{Object, ObjectSection};
 
 use crate::process;
 
-/// The module of the device under test and those the cells use beside it.
-/// The virtio transport is not among them: in these machines the guest side
-/// of the socket is a driver in the test process.
-const REQUIRED: &[&str] = &["vhost_vsock"];
-const WHERE_PRESENT: &[&str] = &["vsock_loopback"];
+/// The modules that a machine is to load, with all that they depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The machine is of no use without them.
+    pub required: &'static [&'static str],
+    /// Where the kernel has them as modules: they may be built in, or newer.
+    pub where_present: &'static [&'static str],
+    /// Those that may find no hardware of theirs, which is no failure.
+    pub where_useful: &'static [&'static str],
+}
 
 /// The modules of an unpacked kernel package, by name.
 #[derive(Debug)]
@@ -46,21 +51,28 @@ impl Modules {
         self.files.insert(name.to_owned(), file);
     }
 
-    /// Copies the modules that the lab wants, uncompressed, into a directory
-    /// and returns their names in load order.
+    /// Copies modules, uncompressed, into a directory and returns their names in
+    /// load order, those after a `-` that may fail to load.
     ///
     /// # Errors
     /// When one that must be there is missing, or one is not a module.
-    pub fn collect(&self, into: &Path) -> Result<Vec<String>> {
+    pub fn collect(&self, wanted: &Wanted, into: &Path) -> Result<Vec<String>> {
         let mut order = Vec::new();
-        for name in REQUIRED {
+        for name in wanted.required {
             self.files
                 .get(*name)
                 .with_context(|| format!("the kernel package has no module {name}"))?;
             self.collect_one(name, into, &mut order)?;
         }
-        for name in WHERE_PRESENT {
+        for name in wanted.where_present {
             self.collect_one(name, into, &mut order)?;
+        }
+        let required = order.len();
+        for name in wanted.where_useful {
+            self.collect_one(name, into, &mut order)?;
+        }
+        for name in &mut order[required..] {
+            name.insert(0, '-');
         }
         Ok(order)
     }

@@ -43,7 +43,8 @@ impl fmt::Display for Accel {
 }
 
 impl Accel {
-    fn arguments(self) -> [&'static str; 4] {
+    /// QEMU's options for it.
+    pub fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
             // Without five-level paging, which only costs time in emulation.
@@ -51,8 +52,17 @@ impl Accel {
         }
     }
 
+    /// QEMU's options for a machine that is to run machines itself.
+    pub fn host_arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => self.arguments(),
+            // Of all that QEMU emulates, AMD's SVM is what it does completely.
+            Self::Emulation => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm"],
+        }
+    }
+
     /// How long the kernel may take from power-on to init.
-    fn boot_limit(self) -> Duration {
+    pub fn boot_limit(self) -> Duration {
         match self {
             Self::Kvm => Duration::from_secs(60),
             Self::Emulation => Duration::from_secs(240),
@@ -243,6 +253,6 @@ fn listen(stdout: ChildStdout) -> Receiver<String> {
 }
 
 /// QEMU's options separate their parts by commas; a comma itself is doubled.
-fn escape(path: &Path) -> String {
+pub fn escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask test`: every check of the project, counted in one line.
 //!
-//! Format, lints, documentation, the cargo tests, the kernel lab. A step that
-//! fails does not stop the others. The last line is `N passed, N failed`.
+//! Format, lints, documentation, Android's checks, the cargo tests, the kernel lab, real
+//! guests. A step that fails does not stop the others. The last line is
+//! `N passed, N failed`.
 
 use std::io::{BufRead, BufReader};
 use std::ops::AddAssign;
@@ -10,6 +11,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::android;
+use crate::guests;
 use crate::kernels::KERNELS;
 use crate::lab::{workspace, Lab, Wish};
 use crate::process;
@@ -74,6 +77,10 @@ pub fn run() -> Result<bool> {
         let result = process::show(cargo(&arguments).env("RUSTDOCFLAGS", "-D warnings"));
         count += judge(name, result.map(|()| Count::one(true)));
     }
+    for (name, step) in android::STEPS {
+        println!("== {name}");
+        count += judge(name, step().map(|()| Count::one(true)));
+    }
     for (name, command) in TESTS {
         println!("== {name}");
         let arguments: Vec<&str> = command.split(' ').collect();
@@ -81,6 +88,8 @@ pub fn run() -> Result<bool> {
     }
     println!("== kernel lab");
     count += judge("kernel lab", kernel_lab());
+    println!("== guests");
+    count += judge("guests", guests());
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(count.failed == 0)
 }
@@ -150,6 +159,14 @@ fn kernel_lab() -> Result<Count> {
     let mut count = Count::default();
     for row in reports.iter().flat_map(Report::rows) {
         count += Count::one(row.ok);
+    }
+    Ok(count)
+}
+
+fn guests() -> Result<Count> {
+    let mut count = Count::default();
+    for found in guests::short_set()? {
+        count += Count::one(found.ok);
     }
     Ok(count)
 }
