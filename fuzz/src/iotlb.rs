@@ -151,7 +151,7 @@ fn mirror(input: &mut Input<'_>) {
         dropped: false,
     };
     let mut wishes = Wishes::default();
-    for _ in 0..80 {
+    for _ in 0..40 {
         if input.is_empty() {
             break;
         }

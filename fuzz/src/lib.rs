@@ -16,6 +16,8 @@
 //! | [`handshake`] | a host client, in pieces | a naive reader of the line |
 
 mod input;
+mod memory;
+mod programs;
 
 pub mod handshake;
 pub mod iotlb;

@@ -6,51 +6,36 @@
 //! Held against: nothing panics; a turn that leaves nothing to do says so; and as long as
 //! a guest has kept to the rules of its rings, what it gets back is what it posted, no
 //! longer than it was, and each packet in it is one that the specification knows.
-//!
-//! `unsafe` here: telling `GuestMemory` where the guests' memory lies.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::IoSlice;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crosvm_vsock::address::{Gpa, GuestCid, Hva};
+use crosvm_vsock::access::Access;
+use crosvm_vsock::address::{Address, Gpa, GuestCid, Iova, Range};
+use crosvm_vsock::bus::Iotlb;
 use crosvm_vsock::epoll::{Epoll, Events};
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::features::{Feature, FeatureSet};
-use crosvm_vsock::guest_memory::GuestMemory;
-use crosvm_vsock::memory::{MemoryMap, Region};
 use crosvm_vsock::path::{Activation, DataPath, Queue, EVENT, QUEUES, RX, TX};
 use crosvm_vsock::userspace::listener::HostPlace;
-use crosvm_vsock::userspace::packet::{Header, SocketType, HEADER_LEN};
+use crosvm_vsock::userspace::packet::{Header, HEADER_LEN};
 use crosvm_vsock::userspace::sibling::Neighbourhood;
-use crosvm_vsock::userspace::socket::{Direction, Socket};
 use crosvm_vsock::userspace::{Config, UserspacePath};
-use tempfile::TempDir;
 
 use super::input::Input;
+use super::memory::{Memory, END};
+use super::programs::{Host, CIDS};
 
 /// Steps of a story at most.
 const STEPS: usize = 256;
 /// Turns after which a device with guests and hosts at rest must be at rest, too. Not with
 /// a guest whose rings lie over each other: what the device writes there is new work.
 const MOST_TURNS: usize = 2000;
-/// Guest memory in pages; the last two are adjacent to the guest and apart in the process.
-const PAGES: usize = 20;
 /// Where buffers begin: before them are the rings.
 const BUFFERS: u64 = 0x3000;
-/// Where they end.
-const END: u64 = 0x1_0000;
-/// Ports at which a host program listens: streams, streams and messages.
-const PORTS: [(u32, SocketType); 3] = [
-    (1, SocketType::Stream),
-    (2, SocketType::Stream),
-    (3, SocketType::SeqPacket),
-];
-const CIDS: [u64; 2] = [3, 4];
 
 /// Plays one story.
 pub fn run(data: &[u8]) {
@@ -75,6 +60,7 @@ pub fn run(data: &[u8]) {
                 9 => now += Duration::from_millis(input.pick(&[0, 1, 100, 2000, 10_000])),
                 10..=12 => host.act(&mut input),
                 13 => vm.stop(&mut input),
+                14 => vm.translate(&mut input),
                 _ => {
                     vm.turn(now);
                 }
@@ -101,135 +87,6 @@ pub fn run(data: &[u8]) {
 
 thread_local! {
     static HOST: RefCell<Host> = RefCell::new(Host::new());
-}
-
-/// Programs around the guests.
-struct Host {
-    dir: TempDir,
-    listeners: Vec<Socket>,
-    peers: Vec<Socket>,
-}
-
-impl Host {
-    fn new() -> Self {
-        let dir = TempDir::new().expect("a directory");
-        let mut host = Self {
-            dir,
-            listeners: Vec::new(),
-            peers: Vec::new(),
-        };
-        for cid in CIDS {
-            for (port, socket_type) in PORTS {
-                let mut path = host.base(cid).into_os_string();
-                path.push(format!("_{port}"));
-                let listener = Socket::listen_unix(&path, socket_type);
-                host.listeners.push(listener.expect("a listener"));
-            }
-        }
-        host
-    }
-
-    fn base(&self, cid: u64) -> PathBuf {
-        self.dir.path().join(format!("vm{cid}"))
-    }
-
-    fn act(&mut self, input: &mut Input<'_>) {
-        let what = input.u8();
-        let which = usize::from(what >> 3);
-        if what % 8 < 2 {
-            return self.arrive(what, which, input);
-        }
-        if self.peers.is_empty() {
-            return;
-        }
-        let which = which % self.peers.len();
-        let peer = &self.peers[which];
-        match what % 8 {
-            2 | 3 => {
-                let len = usize::from(input.u8()) << (input.u8() % 10);
-                // Full sockets and ended ones refuse: that is a host program's business.
-                let _ = peer.send_bytes(&[IoSlice::new(&vec![7; len])]);
-            }
-            4 => drop(peer.receive_bytes(&mut vec![0; 1 << (input.u8() % 20)])),
-            5 => peer.shutdown(input.pick(&[Direction::Read, Direction::Write])),
-            6 => {
-                let line = input.pick(&[&b"CONNECT 1\n"[..], b"connect 2\nmore", b"conn", b"x\n"]);
-                let _ = peer.send_bytes(&[IoSlice::new(line)]);
-            }
-            _ => drop(self.peers.swap_remove(which)),
-        }
-    }
-
-    /// A program connects, or takes a connection.
-    fn arrive(&mut self, what: u8, which: usize, input: &mut Input<'_>) {
-        let (base, seqpacket) = (self.base(CIDS[which % 2]), which & 2 != 0);
-        let arrived = match what % 8 {
-            0 if seqpacket => {
-                let mut path = base.into_os_string();
-                path.push("_seqpacket");
-                Socket::connect_unix(&path, SocketType::SeqPacket)
-            }
-            0 => Socket::connect_unix(base.as_os_str(), SocketType::Stream),
-            _ => self.listeners[which % self.listeners.len()].accept(),
-        };
-        let Ok(peer) = arrived else { return };
-        if what % 8 == 0 {
-            let line = format!("CONNECT {}\n", 1 + input.u8() % 4);
-            let _ = peer.send_bytes(&[IoSlice::new(line.as_bytes())]);
-        }
-        self.peers.push(peer);
-    }
-}
-
-#[repr(align(4096))]
-struct Page([AtomicU8; 4096]);
-
-/// Guest memory: 64 KiB in one piece, a hole, and two pages whose order is the other way
-/// round in this process.
-struct Memory {
-    pages: Arc<Vec<Page>>,
-    guest: Arc<GuestMemory>,
-}
-
-impl Memory {
-    fn new() -> Self {
-        let page = || Page([const { AtomicU8::new(0) }; 4096]);
-        let pages: Arc<Vec<Page>> = Arc::new((0..PAGES).map(|_| page()).collect());
-        let host = |page: usize| Hva(pages[page].0.as_ptr() as u64);
-        let region = |gpa, page, size| Region::new(Gpa(gpa), host(page), size).expect("a region");
-        let map = MemoryMap::new(vec![
-            region(0, 0, END),
-            region(2 * END, 17, 0x1000),
-            region(2 * END + 0x1000, 16, 0x1000),
-        ]);
-        // SAFETY: the pages live as long as the handle, and are reached as atomics only.
-        let guest = unsafe { GuestMemory::new(map.expect("a map"), pages.clone()) };
-        Self {
-            guest: Arc::new(guest),
-            pages,
-        }
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) {
-        for (at, byte) in (at % END..END).zip(bytes) {
-            self.pages[at as usize / 4096].0[at as usize % 4096].store(*byte, Ordering::Relaxed);
-        }
-    }
-
-    fn read<const N: usize>(&self, at: u64) -> [u8; N] {
-        std::array::from_fn(|i| {
-            let at = (at % END) as usize + i;
-            self.pages[at / 4096].0[at % 4096].load(Ordering::Relaxed)
-        })
-    }
-
-    fn u16(&self, at: u64) -> u16 {
-        u16::from_le_bytes(self.read(at))
-    }
-
-    fn u32(&self, at: u64) -> u32 {
-        u32::from_le_bytes(self.read(at))
-    }
 }
 
 /// A chain that the device has.
@@ -264,6 +121,7 @@ struct Vm {
     memory: Memory,
     path: UserspacePath,
     rings: [Ring; QUEUES],
+    iotlb: Arc<Iotlb>,
     event: Arc<EventFd>,
     next_buffer: u64,
     indirect: bool,
@@ -298,6 +156,7 @@ impl Vm {
             memory: Memory::new(),
             path,
             rings: [ring(0), ring(1), ring(2)],
+            iotlb: Arc::default(),
             event: Arc::new(EventFd::new().expect("an event")),
             next_buffer: BUFFERS,
             indirect: false,
@@ -356,17 +215,35 @@ impl Vm {
         if choices & 0xf0 == 0x20 {
             queues[usize::from(choices & 3).min(EVENT)] = None;
         }
-        self.honest = !astray;
+        // What a vIOMMU does not answer for waits.
+        self.honest = !astray && choices & 0xf0 != 0x30;
         self.indirect = features.has(Feature::INDIRECT_DESC);
         let activation = Activation {
             memory: self.memory.guest.clone(),
-            iotlb: None,
+            iotlb: (choices & 0xf0 == 0x30).then(|| self.iotlb.clone()),
             queues,
             features,
             resumed: choices & 4 != 0,
         };
         // A queue that cannot be is refused.
         let _ = self.path.activate(activation);
+    }
+
+    /// The vIOMMU answers, or takes something back.
+    fn translate(&mut self, input: &mut Input<'_>) {
+        self.iotlb.questions();
+        let first = Iova(u64::from(input.u8()) << (input.u8() % 16));
+        let size = input.pick(&[1, 0x1000, END, u64::MAX]);
+        let last = Iova(first.raw().saturating_add(size - 1));
+        let Some(range) = Range::inclusive(first, last) else {
+            return;
+        };
+        if input.once_in(4) {
+            return self.iotlb.invalidate(range);
+        }
+        let to = Gpa(input.pick(&[first.raw(), first.raw(), END - 1, u64::MAX]));
+        let access = input.pick(&[Access::ReadWrite, Access::Read, Access::Write]);
+        self.iotlb.update(range, to, access);
     }
 
     fn stop(&mut self, input: &mut Input<'_>) {

@@ -43,6 +43,7 @@ const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
+const IOTLB_MSG: u32 = 22;
 const GET_CONFIG: u32 = 24;
 
 thread_local! {
@@ -144,7 +145,7 @@ impl Vmm {
     /// What every front end says, more or less.
     fn set_up(&mut self, input: &mut Input<'_>) {
         const REPLY_ACK: u64 = 1 << 3;
-        let features: u64 = 1 << 32 | 1 << 30 | u64::from(input.u8()) << 28 | 1 << 1;
+        let features: u64 = 1 << 32 | 1 << 30 | u64::from(input.u8() & 0x33) << 28 | 1 << 1;
         let number = |n: u64| n.to_ne_bytes();
         self.say(SET_FEATURES, 1, 8, &number(features), &[]);
         if input.once_in(2) {
@@ -205,6 +206,16 @@ impl Vmm {
             SET_VRING_KICK | SET_VRING_CALL => {
                 let no_descriptor = u64::from(input.u8() & 1) << 8;
                 (u64::from(index) | no_descriptor).to_ne_bytes().to_vec()
+            }
+            IOTLB_MSG => {
+                let size = input.pick(&[0, 1, 0x1000, MEMORY, u64::MAX]);
+                let mut body = Vec::new();
+                for word in [u64::from(small(input)), size, place(input)] {
+                    body.extend(word.to_ne_bytes());
+                }
+                body.extend([input.u8() % 5, input.u8() % 5]);
+                body.resize(32, 0);
+                body
             }
             GET_CONFIG => {
                 let (offset, size) = (small(input), u32::from(input.u8()));

@@ -13,6 +13,7 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// not, the kick that comes with one is the time to try again. What was used is not
 /// published yet.
 pub(crate) fn report(ring: &mut SplitRing, bus: &Bus) -> Result<bool, RingError> {
+    ring.begin_turn();
     let mut segments = Vec::new();
     ring.begin_turn();
     // Bounded: a driver may go on posting buffers that cannot hold the event.

@@ -161,11 +161,11 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index the driver sees.
     published: u16,
+    /// Chains and their descriptors looked at in this turn.
+    looked_at: usize,
     /// Entries of the descriptor table in chains taken since the driver was last shown
     /// what was handed back.
     owed: u32,
-    /// Chains and their descriptors looked at in this turn.
-    looked_at: usize,
 }
 
 // SAFETY: the pointers lead into guest memory, which `_memory` keeps mapped and which
@@ -230,8 +230,8 @@ impl SplitRing {
             seen_available: queue.base,
             next_used: 0,
             published: 0,
-            owed: 0,
             looked_at: 0,
+            owed: 0,
             _memory: memory,
         };
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
@@ -326,13 +326,12 @@ impl SplitRing {
         Ok(Some(Chain { head, buffers }))
     }
 
-    /// A new turn: nothing was looked at yet.
+    /// Begins a turn.
     pub fn begin_turn(&mut self) {
         self.looked_at = 0;
     }
 
-    /// Whether enough was looked at since [`begin_turn`](Self::begin_turn): others are to
-    /// have their turn.
+    /// Whether enough was looked at in this turn: others are to have theirs.
     pub fn turn_is_over(&self) -> bool {
         self.looked_at >= TURN
     }
