@@ -63,7 +63,6 @@ pub(super) fn pump(
         return Ok(false);
     }
     ring.disable_kicks();
-    ring.begin_turn();
     let mut chain_segments = Vec::new();
     let mut gather = Gather {
         id: None,
