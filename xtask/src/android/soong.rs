@@ -336,6 +336,16 @@ pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
     ),
     (
         "crosvm_vsock",
+        "control",
+        "as command_line, and plays the VMM as userspace",
+    ),
+    (
+        "crosvm_vsock",
+        "pages",
+        "reads the repository's pages and sources, which do not lie beside a test",
+    ),
+    (
+        "crosvm_vsock",
         "userspace",
         "plays the VMM with vhost's feature vhost-user-frontend, which AOSP's vhost lacks",
     ),
