@@ -25,7 +25,7 @@
 //!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
 //!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
-//!   one process meet; `acceptor` listeners that an operator has put in a program's place,
+//!   one process meet; [`acceptor`] listeners that an operator has put in a program's place,
 //!   `management` what else an operator may ask;
 //! - [`socket`] system calls; `completions`, `outbox`, `polling`, `slab`, `timer`, `tokens`
 //!   small parts;
@@ -38,7 +38,7 @@
 //! copy but what a full socket refuses, bounded by credit. Nothing waits for one
 //! connection: not a full socket, not a full backlog, not a guest without buffers.
 
-mod acceptor;
+pub mod acceptor;
 mod completions;
 mod connection;
 pub mod credit;

@@ -23,6 +23,9 @@ use crate::guest_memory::Segment;
 /// Segments a single system call takes (`UIO_MAXIOV`).
 pub const MAX_SEGMENTS: usize = 1024;
 
+/// Size of a vsock socket's buffer (`VSOCK_DEFAULT_BUFFER_SIZE`), which bounds its messages.
+pub const LONGEST_UNTOLD: usize = 256 << 10;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 1024;
 
@@ -286,9 +289,17 @@ impl Socket {
         self.receive_flags(out, libc::MSG_PEEK)
     }
 
-    /// Size in bytes of the message that comes next.
-    pub fn next_message_len(&self) -> io::Result<usize> {
-        self.receive_flags(&mut [], libc::MSG_PEEK | libc::MSG_TRUNC)
+    /// Size in bytes of the message that comes next. `None`: this socket's kernel does not
+    /// tell (vsock before Linux 6.6); no message is longer than [`LONGEST_UNTOLD`] there.
+    pub fn next_message_len(&self) -> io::Result<Option<usize>> {
+        // One byte: vsock has nothing to say to whoever asks for none.
+        match self.receive_flags(&mut [0], libc::MSG_PEEK | libc::MSG_TRUNC) {
+            // Linux 5.14 to 6.5 make the one out of the other.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM)) => {
+                Ok(None)
+            }
+            len => len.map(Some),
+        }
     }
 
     /// Whether the peer sends no more, whatever is left to read.
@@ -340,10 +351,10 @@ mod tests {
         a.send_bytes(&[IoSlice::new(b"one"), IoSlice::new(b"two")])
             .unwrap();
         a.send_bytes(&[IoSlice::new(b"3")]).unwrap();
-        assert_eq!(b.next_message_len().unwrap(), 6);
+        assert_eq!(b.next_message_len().unwrap(), Some(6));
         let mut out = [0; 16];
         assert_eq!(b.receive_bytes(&mut out).unwrap(), 6);
-        assert_eq!(b.next_message_len().unwrap(), 1);
+        assert_eq!(b.next_message_len().unwrap(), Some(1));
         assert!(!b.read_closed());
         drop(a);
         assert!(b.read_closed());

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `android`, `compare`, `bench`
-//! and `test`.
+//! The project's tasks: `cargo xtask kernels`, `guests`, `demo`, `compare` and `test`.
 //!
 //! `kernels` is the kernel lab: it boots stock kernels under QEMU and runs the
 //! device against the real `/dev/vhost-vsock` in each. Data flows like this:

@@ -336,18 +336,33 @@ pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
     ),
     (
         "crosvm_vsock",
-        "control",
-        "as command_line, and plays the VMM as userspace",
+        "checks",
+        "holds docs/checks.md against the sources, which are not where a test runs under Soong",
+    ),
+    (
+        "crosvm_vsock",
+        "fuzz",
+        "tells its stories with the crate guest_driver, which has no module",
+    ),
+    (
+        "crosvm_vsock",
+        "untrusted_input",
+        "draws its bytes with the crate guest_driver, which has no module",
     ),
     (
         "crosvm_vsock",
         "pages",
-        "reads the repository's pages and sources, which do not lie beside a test",
+        "holds the pages for users against the sources, which are not where a test runs under Soong",
     ),
     (
         "crosvm_vsock",
         "userspace",
         "plays the VMM with vhost's feature vhost-user-frontend, which AOSP's vhost lacks",
+    ),
+    (
+        "crosvm_vsock",
+        "control",
+        "starts the binary through Cargo's CARGO_BIN_EXE, which Soong does not set",
     ),
     (
         "device_virtio_vsock",

@@ -6,6 +6,8 @@
 //! kernels that run the daemon and a guest of their own. [`table`] is what comes out.
 
 mod daemon;
+mod inner;
+mod logs;
 mod machine;
 mod peer;
 mod program_rows;
@@ -81,15 +83,15 @@ pub fn run(options: &Options) -> Result<bool> {
         let mut matrix = Matrix::open(options.refresh)?;
         for setting in settings {
             matrix.column(setting, &rows);
+            // A matrix that is interrupted has its first columns.
+            write_rows(options, &matrix.found)?;
         }
         matrix.found
     } else {
         read(&options.from)?
     };
     println!("\n{}", table::render(&found));
-    if let Some(file) = &options.json {
-        write(file, &(serde_json::to_string_pretty(&found)? + "\n"))?;
-    }
+    write_rows(options, &found)?;
     if options.docs {
         let file = workspace().join("docs/guests.md");
         write(&file, &table::page(&found))?;
@@ -139,6 +141,13 @@ fn read(files: &[PathBuf]) -> Result<Vec<Found>> {
         all.extend(rows);
     }
     Ok(all)
+}
+
+fn write_rows(options: &Options, found: &[Found]) -> Result<()> {
+    match &options.json {
+        Some(file) => write(file, &(serde_json::to_string_pretty(found)? + "\n")),
+        None => Ok(()),
+    }
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

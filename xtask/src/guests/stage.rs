@@ -8,14 +8,15 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::protocol::{About, Answer, Command, Handle, Kind};
 use guest_agent::sockets::Place;
 
 use super::daemon::{Daemon, Settings};
+use super::inner::{self, InnerDaemon, DAEMON, VMM};
+use super::logs::Logs;
 use super::machine::{Guest, NestedHost, Qemu};
 use super::peer::Peer;
 use super::programs::Programs;
@@ -23,18 +24,12 @@ use super::qmp::Monitor;
 use super::setting::{Backend, Setting};
 use super::workshop::{Workshop, INNER};
 use crate::interrupt::Unfinished;
-use crate::process::tail;
 
 /// The guest's CID, here as in every nested host.
 pub const CID: u32 = 42;
 /// The first port that rows use; no port is used twice, since a socket that lingers
 /// answers for its port.
 const FIRST_PORT: u32 = 10_000;
-/// By these names the agent of a nested host knows its programs.
-const DAEMON: &str = "daemon";
-const VMM: &str = "qemu";
-/// Lines of each log that are shown with a failure.
-const LOG_LINES: usize = 12;
 
 /// Which side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,30 +79,6 @@ pub struct Stage {
     sockets: Unfinished,
 }
 
-/// What is written while a stage is up.
-#[derive(Clone, Debug)]
-struct Logs {
-    console: PathBuf,
-    qemu: PathBuf,
-    daemon: PathBuf,
-}
-
-impl Logs {
-    fn new(directory: &Path, setting: &Setting) -> Self {
-        let file = |what: &str| directory.join(format!("{}.{what}.log", setting.file_name()));
-        let logs = Self {
-            console: file("console"),
-            qemu: file("qemu"),
-            daemon: file("daemon"),
-        };
-        for log in [&logs.console, &logs.qemu, &logs.daemon] {
-            // Of an earlier run; without it the log is longer, no worse.
-            let _ = fs::remove_file(log);
-        }
-        logs
-    }
-}
-
 impl Stage {
     /// Brings everything up.
     ///
@@ -120,7 +91,7 @@ impl Stage {
             None => Self::here(workshop, setting, sockets, logs.clone()),
             Some(_) => Self::nested(workshop, setting, sockets, logs.clone()),
         };
-        opened.map_err(|error| match last_words(&logs) {
+        opened.map_err(|error| match logs.last_words() {
             // Nothing was started yet.
             words if words.is_empty() => error,
             words => error.context(words),
@@ -252,18 +223,7 @@ impl Stage {
         let boot = boot * 2;
         let about = match guest.hello(boot) {
             Ok(about) => about,
-            Err(error) => {
-                let said = |host: &mut Peer, name: &str| match host.call(Command::Log {
-                    name: name.to_owned(),
-                }) {
-                    Ok(Answer::Text(text)) => tail(&text, LOG_LINES),
-                    other => format!("{other:?}"),
-                };
-                let vmm = said(&mut host, VMM);
-                let daemon = said(&mut host, DAEMON);
-                let words = format!("its QEMU said:\n{vmm}\nits daemon said:\n{daemon}");
-                return Err(error.context(words));
-            }
+            Err(error) => return Err(error.context(inner::last_words(&mut host))),
         };
         Ok(Self {
             setting,
@@ -488,8 +448,12 @@ impl Stage {
     }
 
     /// The ends of the logs, for whoever has to find out.
-    pub fn last_words(&self) -> String {
-        last_words(&self.logs)
+    pub fn last_words(&mut self) -> String {
+        let mut words = self.logs.last_words();
+        if self.setting.host.is_some() {
+            words += &inner::last_words(&mut self.host);
+        }
+        words
     }
 }
 
@@ -510,56 +474,4 @@ impl Connection {
             Side::Guest => self.guest,
         }
     }
-}
-
-/// The daemon inside a nested host.
-struct InnerDaemon<'a> {
-    host: &'a mut Peer,
-}
-
-impl InnerDaemon<'_> {
-    fn start(&mut self, settings: &Settings) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(60);
-        const GLANCE: Duration = Duration::from_millis(200);
-        self.host.call(Command::Start {
-            name: DAEMON.to_owned(),
-            program: settings.program.display().to_string(),
-            arguments: settings.arguments(),
-        })?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let name = DAEMON.to_owned();
-            let log = self.host.call(Command::Log { name })?;
-            let Answer::Text(log) = log else {
-                bail!("the nested host answers {log:?}, not with a log");
-            };
-            // The daemon's sockets are there once it says so.
-            if log.contains("serving") {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "the daemon does not serve; it said: {}",
-                    tail(&log, LOG_LINES)
-                );
-            }
-            thread::sleep(GLANCE);
-        }
-    }
-}
-
-fn last_words(logs: &Logs) -> String {
-    let mut words = String::new();
-    for (what, log) in [
-        ("console", &logs.console),
-        ("QEMU", &logs.qemu),
-        ("daemon", &logs.daemon),
-    ] {
-        let text = fs::read(log).unwrap_or_default();
-        let end = tail(&String::from_utf8_lossy(&text), LOG_LINES);
-        if !end.is_empty() {
-            words += &format!("the end of the {what}'s log ({}):\n{end}\n", log.display());
-        }
-    }
-    words
 }
