@@ -181,6 +181,52 @@ fn a_missing_library_is_told() {
 }
 
 #[test]
+fn a_wrong_interface_is_told() {
+    for (from, to, expected) in [
+        ("unstable: true", "stable: false", "`stable` is no property"),
+        (
+            "unstable: true",
+            "unstable: false",
+            "no library is called `android.system.vsock-rust`",
+        ),
+        (
+            "rust: {\n            enabled: true",
+            "rust: {\n            enabled: false",
+            "no library is called `android.system.vsock-rust`",
+        ),
+        (
+            "vsock/*.aidl",
+            "sock/*.aidl",
+            "there is no file `aidl/android/system/sock/*.aidl`",
+        ),
+        (
+            "                \"com.android.virt\",\n",
+            "",
+            "`android.system.vsock-rust` is not available in `com.android.virt`",
+        ),
+    ] {
+        mutate("android.system.vsock", from, to, expected);
+    }
+    for (from, expected) in [
+        (
+            "        \"android.system.vsock-rust\",\n",
+            "the sources use `android_system_vsock`, but rustlibs for the device has no \
+             android.system.vsock-rust",
+        ),
+        (
+            "        \"librpcbinder_rs\",\n",
+            "the sources use `rpcbinder`, but rustlibs for the host has no librpcbinder_rs",
+        ),
+        (
+            "        \"control\",\n",
+            "rustlibs for the device has libbinder_rs, but the sources do not use `binder`",
+        ),
+    ] {
+        mutate("libcrosvm_vsock_daemon", from, "", expected);
+    }
+}
+
+#[test]
 fn a_library_too_many_is_told() {
     mutate(
         "libcrosvm_vsock",
@@ -269,7 +315,7 @@ fn a_wrong_feature_is_told() {
     );
     mutate(
         "libcrosvm_vsock_daemon",
-        "    features: [\n        \"userspace\",\n        \"vhost-user\",\n    ],\n",
+        "    features: [\n        \"control\",\n        \"userspace\",\n        \"vhost-user\",\n    ],\n",
         "",
         "has the feature `vhost-user`, but its library libcrosvm_vsock_daemon does not",
     );
