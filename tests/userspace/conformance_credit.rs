@@ -4,7 +4,6 @@
 //! guests that withhold, shrink or ignore it.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -338,26 +337,23 @@ fn a_flood_on_one_connection_starves_no_other() {
         while !over.load(Ordering::Relaxed) {
             to.write_all(&[1; 64 << 10]).unwrap();
         }
+        to.write_all(b"x").unwrap();
     };
     let drain = |from: &mut dyn Read| {
         let mut buffer = vec![0; 64 << 10];
         let mut total = 0;
         loop {
-            match from.read(&mut buffer).unwrap() {
-                0 => return total,
-                len => total += len,
+            let len = from.read(&mut buffer).unwrap();
+            assert_ne!(len, 0, "the flood ends with an x");
+            total += len;
+            if buffer[len - 1] == b'x' {
+                return total;
             }
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            pour(&mut &flood);
-            flood.shutdown(Shutdown::Write).unwrap();
-        });
-        scope.spawn(|| {
-            pour(&mut &flood_host);
-            flood_host.shutdown(Shutdown::Write).unwrap();
-        });
+        scope.spawn(|| pour(&mut &flood));
+        scope.spawn(|| pour(&mut &flood_host));
         let totals = [
             scope.spawn(|| drain(&mut &flood)),
             scope.spawn(|| drain(&mut &flood_host)),

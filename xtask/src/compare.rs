@@ -311,7 +311,8 @@ fn render(date: &str, ours: &Verdicts, theirs: &Verdicts) -> String {
          program does not offer, and does not count. What fails was tried three times, the last time with nothing \
          beside it; what takes longer than {} s hangs.\n\n\
          Read it with care: the tests are this project's, and ours was written against them. They say what the \
-         other program does with them, not how often it matters.\n\n\
+         other program does with them, not how often it matters; and one fault can fail several of them, as a \
+         missing half-close does.\n\n\
          {date}; {}.\n",
         TIME_LIMIT.as_secs(),
         summary(ours, theirs),
