@@ -187,6 +187,11 @@ impl Bus {
         &self.memory
     }
 
+    /// Whether a vIOMMU translates.
+    pub fn is_translated(&self) -> bool {
+        self.iotlb.is_some()
+    }
+
     /// The longest piece of the `len` bytes at `start` that is mapped in one go. `len` is
     /// not 0.
     fn piece(&self, start: BusAddr, len: usize, access: Access) -> Result<Segment<'_>, Fault> {

@@ -57,8 +57,10 @@ impl Interest {
     pub const NONE: Self = Self(0);
     /// Readable, while it is (level-triggered).
     pub const READABLE: Self = Self(libc::EPOLLIN as u32);
-    /// Each time it becomes readable or its peer stops sending (edge-triggered).
-    pub const READABLE_EDGE: Self = Self((libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET) as u32);
+    /// Each time it becomes readable or its peer stops sending (edge-triggered). What is
+    /// there when watching begins, or changes, counts as an edge (`ep_insert`, `ep_modify`).
+    pub const READABLE_EDGE: Self =
+        Self((libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLET) as u32);
     /// As [`READABLE_EDGE`](Self::READABLE_EDGE), and each time it becomes writable.
     pub const BOTH_EDGE: Self = Self(Self::READABLE_EDGE.0 | libc::EPOLLOUT as u32);
 
@@ -75,6 +77,11 @@ impl Interest {
     /// The peer sends no more.
     pub fn read_closed(self) -> bool {
         self.0 & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0
+    }
+
+    /// Out-of-band data is there.
+    pub fn urgent(self) -> bool {
+        self.0 & libc::EPOLLPRI as u32 != 0
     }
 
     /// The peer is gone in both directions.

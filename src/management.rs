@@ -5,7 +5,7 @@
 //!
 //! A data path is [`Managed`] on its own thread; others reach it through a
 //! [`Mailbox`](crate::mailbox::Mailbox), and hear of what happens through
-//! [`Watchers`](crate::watchers::Watchers). Nothing here knows how an operator asks: that
+//! [`Watchers`]. Nothing here knows how an operator asks: that
 //! is the module `control`.
 
 use std::io;
@@ -17,6 +17,7 @@ use crate::address::{Cid, Gpa, Port, Range};
 use crate::compat::Mode;
 use crate::event::{wait_for, Readiness};
 use crate::features::FeatureSet;
+use crate::userspace::acceptor::Acceptor;
 use crate::userspace::packet::SocketType;
 use crate::userspace::sibling::YES;
 use crate::userspace::socket::Socket;
@@ -191,7 +192,7 @@ pub trait Managed {
 
     /// Sends the guest's connections to the host's `port` to `acceptor`, each as a
     /// descriptor in a message.
-    fn listen(&mut self, port: Port, acceptor: OwnedFd) -> Result<(), Refusal>;
+    fn listen(&mut self, port: Port, acceptor: Acceptor) -> Result<(), Refusal>;
 
     /// Undoes [`listen`](Self::listen).
     fn unlisten(&mut self, port: Port) -> Result<(), Refusal>;

@@ -2,12 +2,15 @@
 
 //! The daemon as programs start it: arguments, exit codes, signals, readiness, sockets.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_driver::queues::Queue;
 use guest_driver::vhost_user::{Vmm, ACCESS_PLATFORM};
 use guest_driver::{Guest, GuestConfig};
 use tempfile::TempDir;
@@ -335,6 +338,42 @@ fn an_idle_daemon_uses_no_cpu() {
     // Not timed: no thread may wake up at all.
     assert_eq!(switches(), before);
     end(child, libc::SIGTERM);
+}
+
+/// A call event whose count is full, and which waits for somebody to read it.
+fn full_event() -> File {
+    // SAFETY: no pointers; the result is checked before it is owned.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: just opened, nobody else's.
+    let mut event = unsafe { File::from_raw_fd(fd) };
+    event.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    event
+}
+
+#[test]
+fn a_vmm_that_holds_its_device_up_holds_up_neither_its_neighbour_nor_the_end() {
+    let dir = TempDir::new().unwrap();
+    let child = start(&dir, &vm_arguments(&dir, &[3, 4]));
+    let boot = |cid: u64| {
+        let config = GuestConfig {
+            cid,
+            ..GuestConfig::default()
+        };
+        let guest = Guest::new(config.clone()).unwrap();
+        let mut vmm = Vmm::connect(dir.path().join(format!("vhost{cid}.socket"))).unwrap();
+        vmm.start(&guest, &config).unwrap();
+        (guest, vmm)
+    };
+    let (_guest, vmm) = boot(3);
+    let stuck = std::thread::spawn(move || vmm.set_call(Queue::Rx, full_event()));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!stuck.is_finished(), "nothing is tested");
+    drop(boot(4));
+    let (code, text) = end(child, libc::SIGTERM);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("the thread vsock-3 does not end"), "{text}");
+    assert!(stuck.join().unwrap().is_err());
 }
 
 #[test]

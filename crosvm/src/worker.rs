@@ -60,8 +60,16 @@ impl Worker {
             (event_queue(&mut self.queues)?.event(), Token::EventQueue),
         ])
         .context("waiting for events")?;
-        for descriptor in self.monitor.iter().flat_map(Monitor::descriptors) {
-            wait.add(&Descriptor(descriptor.as_raw_fd()), Token::Monitor)
+        // Noted now: a monitor that has failed no longer names all of them, and one that
+        // stays readable would keep the worker awake for ever.
+        let watched: Vec<Descriptor> = self
+            .monitor
+            .iter()
+            .flat_map(Monitor::descriptors)
+            .map(|descriptor| Descriptor(descriptor.as_raw_fd()))
+            .collect();
+        for descriptor in &watched {
+            wait.add(descriptor, Token::Monitor)
                 .context("waiting for the kernel")?;
         }
         self.deliver_reset()?;
@@ -78,7 +86,7 @@ impl Worker {
                     Token::Monitor => {
                         let failures = self.monitor.as_mut().map(Monitor::handle);
                         if !failures.unwrap_or_default().is_empty() {
-                            self.fail(&wait)?;
+                            self.fail(&wait, &watched)?;
                         }
                     }
                 }
@@ -121,10 +129,10 @@ impl Worker {
     /// cannot set `DEVICE_NEEDS_RESET` in crosvm: the transport does, and only
     /// when an activation fails. Told of a transport reset, the guest ends its
     /// connections with an error instead of waiting for ever.
-    fn fail(&mut self, wait: &WaitContext<Token>) -> Result<()> {
-        for descriptor in self.monitor.iter().flat_map(Monitor::descriptors) {
-            // The monitor may have stopped looking at some of them by itself.
-            let _ = wait.delete(&Descriptor(descriptor.as_raw_fd()));
+    fn fail(&mut self, wait: &WaitContext<Token>, watched: &[Descriptor]) -> Result<()> {
+        for descriptor in watched {
+            wait.delete(descriptor)
+                .context("leaving the kernel alone")?;
         }
         self.give_up();
         self.deliver_reset()

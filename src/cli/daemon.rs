@@ -40,6 +40,11 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
+    /// Microseconds that a VM's thread looks for an answer before it sleeps, while requests
+    /// and answers alternate; 0: never [default: 30].
+    #[arg(long, value_name = "MICROSECONDS")]
+    poll_us: Option<String>,
+
     /// What to log: error, warn, info, debug, trace, or as RUST_LOG has it.
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -133,6 +138,9 @@ impl Arguments {
         for (name, mut spec) in specs {
             if let Some(backend) = &self.backend {
                 spec.set_default("backend", backend)?;
+            }
+            if let Some(poll) = &self.poll_us {
+                spec.set_default("poll-us", poll)?;
             }
             vms.push(spec.build().map_err(|e| anyhow::anyhow!("{name}: {e}"))?);
         }

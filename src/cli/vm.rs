@@ -78,6 +78,10 @@ const KEYS: &[(&str, &str)] = &[
         "handshake-timeout-ms",
         "time that a host client has to say CONNECT, and the guest to answer",
     ),
+    (
+        "poll-us",
+        "microseconds to look for an answer before sleeping; 0: never",
+    ),
 ];
 
 /// What was said about a VM so far.
@@ -383,6 +387,10 @@ impl Spec {
             "milliseconds, up to an hour",
         )? {
             limits.handshake = Duration::from_millis(time);
+        }
+        let expected = "a number of microseconds from 0 to 1000";
+        if let Some(time) = self.number("poll-us", 0, 1000, expected)? {
+            config.poll = Duration::from_micros(time);
         }
         Ok(config)
     }

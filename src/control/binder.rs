@@ -15,16 +15,6 @@ pub use self::rs::*;
 #[cfg(soong)]
 pub use self::soong::*;
 
-/// Clients at once, counting one for each connection that a client has.
-const MOST_CONNECTIONS: usize = 256;
-
-/// How long a client may leave what it is sent unread, callbacks included, before it is
-/// hung up on.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// How long a server may take to answer a client.
-const CLIENT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
-
 /// The interface, flattened: both compilers put each type into a module of its name.
 macro_rules! flatten {
     ($($root:ident)::+) => {
@@ -53,6 +43,7 @@ mod rs {
     use std::path::Path;
     use std::sync::{Arc, Mutex, PoisonError};
     use std::thread::JoinHandle;
+    use std::time::Duration;
 
     use rsbinder::entry::WireVersion;
     use rsbinder::rpc::transport::UnixTransport;
@@ -63,6 +54,16 @@ mod rs {
         BinderResult as Result, Interface, ParcelFileDescriptor, Status, StatusCode, Strong,
     };
     use rsbinder::{DeathRecipient, ExceptionCode, FromIBinder, WIBinder};
+
+    /// Clients at once, counting one for each connection that a client has.
+    const MOST_CONNECTIONS: usize = 256;
+
+    /// How long a client may leave what it is sent unread, callbacks included, before it is
+    /// hung up on.
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    /// How long a server may take to answer a client.
+    const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
     #[allow(missing_docs)]
     mod generated {
@@ -136,8 +137,8 @@ mod rs {
                 FileDescriptorTransportMode::Unix,
             ];
             server.set_supported_fd_modes(&modes);
-            server.set_max_connections(super::MOST_CONNECTIONS);
-            server.set_reply_timeout(Some(super::PATIENCE));
+            server.set_max_connections(MOST_CONNECTIONS);
+            server.set_reply_timeout(Some(PATIENCE));
             server.set_root(service.as_binder()).map_err(failed)?;
             Ok(Self {
                 server,
@@ -196,7 +197,7 @@ mod rs {
             let config = RpcClientConfig::new(WireVersion::MAX.get(), connect)
                 .fd_mode(FileDescriptorTransportMode::Unix)
                 .incoming_connections(u32::from(callbacks))
-                .timeout(super::CLIENT_PATIENCE);
+                .timeout(CLIENT_PATIENCE);
             let session = RpcSession::setup_client_android13plus_with_config(config);
             let refused = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
             let session = match (session, refused) {

@@ -43,26 +43,26 @@ impl Callbacks {
 
     /// Tells `callback` from now on; one that is told already is told once.
     pub(super) fn add(&self, callback: &Callback) -> Result<(), Refusal> {
-        if lock(&self.list).iter().any(|(other, _)| other == callback) {
+        let mut listed = lock(&self.list);
+        if listed.iter().any(|(other, _)| other == callback) {
             return Ok(());
         }
         let watcher = self.watchers.watch(MOST).ok_or_else(|| {
-            Refusal::TooMany(format!(
-                "the device has {MOST} callbacks: unregister one first"
-            ))
+            let why = format!("the device has {MOST} callbacks: unregister one first");
+            Refusal::TooMany(why)
         })?;
         let number = watcher.number();
         let watchers = self.watchers.clone();
         let link = on_death(callback, move || watchers.dismiss(number))
             .map_err(|status| Refusal::Failed(format!("the callback is not there: {status:?}")))?;
-        lock(&self.list).push((callback.clone(), number));
-        let (cid, callback, list) = (self.cid, callback.clone(), self.list.clone());
+        let (cid, told, list) = (self.cid, callback.clone(), self.list.clone());
         std::thread::Builder::new()
             .name(format!("callback-{cid}"))
             .spawn(move || {
-                deliver(cid, &watcher, &callback, link);
+                deliver(cid, &watcher, &told, link);
                 lock(&list).retain(|(_, other)| *other != number);
             })?;
+        listed.push((callback.clone(), number));
         Ok(())
     }
 

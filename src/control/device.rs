@@ -15,7 +15,8 @@ use super::convert;
 use crate::address::GuestCid;
 use crate::compat::KernelKind;
 use crate::mailbox::Mailbox;
-use crate::management::Refusal;
+use crate::management::{Managed, Refusal};
+use crate::userspace::acceptor::Acceptor;
 use crate::watchers::Watchers;
 
 /// Connections that fit a reply, with room to spare: RPC binder takes 100 kB.
@@ -64,7 +65,7 @@ impl Handle {
 
     fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut dyn crate::management::Managed) -> T + Send + 'static,
+        question: impl FnOnce(&mut dyn Managed) -> T + Send + 'static,
     ) -> binder::Result<T> {
         self.device.mailbox.ask(question).map_err(convert::refusal)
     }
@@ -72,9 +73,7 @@ impl Handle {
     /// As [`ask`](Self::ask), for a question that may be refused.
     fn try_ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut dyn crate::management::Managed) -> Result<T, Refusal>
-            + Send
-            + 'static,
+        question: impl FnOnce(&mut dyn Managed) -> Result<T, Refusal> + Send + 'static,
     ) -> binder::Result<T> {
         self.ask(question)?.map_err(convert::refusal)
     }
@@ -145,7 +144,8 @@ impl VsockDevice for Handle {
     fn listen(&self, port: i64, acceptor: &ParcelFileDescriptor) -> binder::Result<()> {
         let port = convert::port(port)?;
         let acceptor = acceptor.as_ref().try_clone();
-        let acceptor = acceptor.map_err(|error| convert::refusal(error.into()))?;
+        let acceptor = acceptor.map_err(Refusal::from).and_then(Acceptor::new);
+        let acceptor = acceptor.map_err(convert::refusal)?;
         self.try_ask(move |device| device.listen(port, acceptor))
     }
 

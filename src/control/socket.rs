@@ -25,6 +25,9 @@ pub struct ControlSocket {
     _server: Server,
 }
 
+/// Names tried for a directory of ours.
+const MOST_TRIES: u32 = 100;
+
 /// A directory of ours; it goes when this is dropped.
 struct Private(PathBuf);
 
@@ -32,11 +35,19 @@ impl Private {
     fn beside(path: &Path) -> io::Result<Self> {
         let parent = path
             .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let name = format!(".vsock-{}", std::process::id());
-        let place = parent.unwrap_or(Path::new(".")).join(name);
-        DirBuilder::new().mode(0o700).create(&place)?;
-        Ok(Self(place))
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        for number in 0..MOST_TRIES {
+            // Short: the path of a socket has 107 bytes.
+            let place = parent.join(format!(".v{number}"));
+            match DirBuilder::new().mode(0o700).create(&place) {
+                Ok(()) => return Ok(Self(place)),
+                // Another daemon starts, or has crashed while it did.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
     }
 }
 

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crosvm_vsock::address::GuestCid;
@@ -37,6 +38,9 @@ use self::announce::announce;
 use self::notify::notify;
 use self::signals::Signals;
 use crate::cli::vm::{Backend, Vm};
+
+/// How long all threads together may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A VM that can be run on a thread of its own.
 struct Ready {
@@ -114,9 +118,11 @@ fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
     notify("READY=1");
     poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
     notify("STOPPING=1");
+    let result = finish(running);
+    // After the VMs: a client may wait for an answer from one of them.
     #[cfg(feature = "control")]
     drop(control);
-    finish(running)
+    result
 }
 
 fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> {
@@ -169,13 +175,23 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
     }
 }
 
-/// Ends all threads; the first one's error, if there is one.
+/// Ends all threads; the first one's error, if there is one. One that does not end, since a
+/// VMM holds it up with an event that takes no signal, ends with the process.
 fn finish(running: Vec<Running>) -> anyhow::Result<()> {
     for vm in &running {
         vm.stop.signal().context("cannot stop a VM")?;
     }
+    let deadline = Instant::now() + PATIENCE;
     let mut result = Ok(());
     for vm in running {
+        while !vm.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !vm.thread.is_finished() {
+            let name = vm.thread.thread().name().unwrap_or("a VM").to_owned();
+            result = result.and(Err(anyhow::anyhow!("the thread {name} does not end")));
+            continue;
+        }
         let ended = vm
             .thread
             .join()

@@ -34,14 +34,25 @@ const MOST: usize = 256;
 /// Room for one descriptor in a control message, and more than its alignment needs.
 const CONTROL_LEN: usize = 64;
 
+/// One end of a pair of sequenced-packet Unix sockets, to send connections to.
+#[derive(Debug)]
+pub struct Acceptor(OwnedFd);
+
+impl Acceptor {
+    /// Checks a descriptor from outside.
+    pub fn new(fd: OwnedFd) -> Result<Self, Refusal> {
+        check_type(fd.as_fd())?;
+        Ok(Self(fd))
+    }
+}
+
 /// Acceptors by the host's port.
 #[derive(Debug, Default)]
 pub(super) struct Acceptors(HashMap<Port, OwnedFd>);
 
 impl Acceptors {
     /// Sends connections to `port` to `acceptor` from now on.
-    pub(super) fn add(&mut self, port: Port, acceptor: OwnedFd) -> Result<(), Refusal> {
-        check_type(acceptor.as_fd())?;
+    pub(super) fn add(&mut self, port: Port, acceptor: Acceptor) -> Result<(), Refusal> {
         self.0.retain(|_, other| !is_closed(other.as_fd()));
         if self.0.contains_key(&port) {
             return Err(Refusal::PortInUse(port));
@@ -50,7 +61,7 @@ impl Acceptors {
             let why = format!("{MOST} ports have a listener: unlisten one first");
             return Err(Refusal::TooMany(why));
         }
-        self.0.insert(port, acceptor);
+        self.0.insert(port, acceptor.0);
         Ok(())
     }
 

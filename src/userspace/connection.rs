@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use super::credit::Credit;
 use super::outbox::Outbox;
 use super::packet::{Header, Op, Shutdown, SocketType};
-use super::socket::{Direction, Socket, MAX_SEGMENTS};
+use super::socket::{Direction, Received, Socket, MAX_SEGMENTS};
 use crate::address::{Cid, Port};
 use crate::guest_memory::Segment;
 
@@ -147,6 +147,9 @@ pub struct Connection {
     pub closed: Shutdown,
     /// The host's socket may have something to read.
     pub readable: bool,
+    /// The event loop has said that something other than bytes comes, once: an end of
+    /// file, or out-of-band data, which `recvmsg` stops at.
+    pub end_announced: bool,
     /// The host's peer is gone in both directions.
     pub hung_up: bool,
     /// How much to ask of the host's socket at once: grows while it delivers.
@@ -190,6 +193,7 @@ impl Connection {
             guest_closed: Shutdown::default(),
             closed: Shutdown::default(),
             readable: false,
+            end_announced: false,
             hung_up: false,
             window: SMALLEST_WINDOW,
             needs: 1,
@@ -440,8 +444,10 @@ impl Connection {
         };
         let asked: usize = segments.iter().map(Segment::len).sum();
         match socket.receive(segments) {
-            Ok(0) => Read::End,
-            Ok(len) => {
+            Ok(Received { len: 0, .. }) => Read::End,
+            Ok(Received { len, cut }) => {
+                // Less than asked for is all there was: what comes after is an edge.
+                self.readable &= len == asked || cut || self.end_announced;
                 self.window = if len == asked {
                     (self.window * 2).min(LARGEST_WINDOW)
                 } else {

@@ -259,8 +259,6 @@ impl Muxer {
         }
         if let Some(connection) = self.connections.get_mut(id) {
             connection.wants.request = true;
-            // What came before the socket was watched makes no edge.
-            connection.readable = true;
         }
         self.set_deadline(id, now + self.limits.handshake);
         self.settle(id, now);
@@ -382,7 +380,6 @@ impl Muxer {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.state = State::Established;
             connection.wants.response = true;
-            connection.readable = true;
             connection.deadline = None;
             connection.pause = Duration::ZERO;
             self.stats.connections.add(1);
@@ -454,6 +451,7 @@ impl Muxer {
             return;
         };
         connection.readable |= interest.readable();
+        connection.end_announced |= interest.read_closed() || interest.urgent();
         match connection.state {
             State::Dialing if interest.writable() => {
                 let result = connection.socket.as_ref().map(Socket::connect_result);

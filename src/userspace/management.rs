@@ -3,10 +3,10 @@
 //! What may be asked of this data path beside moving data ([`Managed`]), and what it tells
 //! those who watch it.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::acceptor::Acceptor;
 use super::connection::{Connection, Greeting, Key, State};
 use super::muxer::Muxer;
 use super::packet::SocketType;
@@ -65,10 +65,15 @@ impl Muxer {
 
 impl Managed for UserspacePath {
     fn status(&self) -> Status {
+        let active = self.active.as_ref();
+        let translated = active.is_some_and(|active| active.bus.is_translated());
         Status {
-            mode: Mode::Off,
+            mode: match translated {
+                true => Mode::Translated,
+                false => Mode::Off,
+            },
             offered: FEATURES,
-            acknowledged: self.active.as_ref().map(|active| active.features),
+            acknowledged: active.map(|active| active.features),
             needs_reset: self.broken,
         }
     }
@@ -114,7 +119,7 @@ impl Managed for UserspacePath {
         })
     }
 
-    fn listen(&mut self, port: Port, acceptor: OwnedFd) -> Result<(), Refusal> {
+    fn listen(&mut self, port: Port, acceptor: Acceptor) -> Result<(), Refusal> {
         self.muxer.acceptors.add(port, acceptor)
     }
 

@@ -405,6 +405,11 @@ impl Muxer {
             self.tell_of_end(&connection);
             self.half_open.count(&mut connection, false);
         }
+        // What waits for buffers would wait for ever if the guest posts none.
+        if self.ready.len() > 2 * self.connections.len() + 64 {
+            let connections = &mut self.connections;
+            self.ready.retain(|id| connections.get_mut(*id).is_some());
+        }
     }
 
     /// Adds a connection that `key` names from now on. `None`: a limit is hit.
@@ -461,5 +466,42 @@ impl Muxer {
         self.ready.clear();
         self.resets.clear();
         self.last = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::listener::HostPlace;
+    use super::super::sibling::Neighbourhood;
+    use super::*;
+
+    #[test]
+    fn connections_that_are_gone_leave_nothing_behind_while_the_guest_posts_no_buffers() {
+        let dir = tempfile::tempdir().unwrap();
+        let _host = std::os::unix::net::UnixListener::bind(dir.path().join("vm_70")).unwrap();
+        let street = Arc::new(Neighbourhood::default());
+        let guest = GuestCid::new(3).unwrap();
+        let host = HostSide::open(HostPlace::Unix(dir.path().join("vm"))).unwrap();
+        let mut muxer = Muxer::new(
+            guest,
+            host,
+            Reply::default(),
+            Limits::default(),
+            street.join(guest, Vec::new(), 1).unwrap(),
+            Arc::new(Epoll::new().unwrap()),
+        );
+        let (from, to) = ((guest.cid(), Port(1000)), (Cid::HOST, Port(70)));
+        for _ in 0..1000 {
+            for op in [Op::Request, Op::Reset] {
+                let header = Header::new(op, SocketType::Stream, from, to);
+                muxer.packet(&header, 0, Instant::now());
+            }
+        }
+        assert_eq!(muxer.connections.len(), 0);
+        assert_eq!(
+            muxer.stats.connections.get() + muxer.stats.refused.get(),
+            1000
+        );
+        assert!(muxer.ready.len() < 200, "{} wait", muxer.ready.len());
     }
 }

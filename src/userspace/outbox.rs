@@ -168,7 +168,7 @@ mod tests {
         assert!(!outbox.is_empty());
         outbox.flush_messages(&socket).unwrap();
         assert!(outbox.is_empty());
-        assert_eq!(peer.next_message_len().unwrap(), 0);
+        assert_eq!(peer.next_message_len().unwrap(), Some(0));
     }
 
     #[test]

@@ -13,9 +13,14 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// not, the kick that comes with one is the time to try again. What was used is not
 /// published yet.
 pub(crate) fn report(ring: &mut SplitRing, bus: &Bus) -> Result<bool, RingError> {
+    ring.begin_turn();
     let mut segments = Vec::new();
+    ring.begin_turn();
     // Bounded: a driver may go on posting buffers that cannot hold the event.
     for _ in 0..=ring.size() {
+        if ring.turn_is_over() {
+            return Ok(false);
+        }
         segments.clear();
         let Some(chain) = ring.pop(bus, Direction::Writable, &mut segments)? else {
             if ring.enable_kicks() {

@@ -29,6 +29,10 @@ use crate::path::Queue;
 /// The largest split queue (VIRTIO 1.2, 2.7).
 pub const MAX_QUEUE_SIZE: u16 = 1 << 15;
 
+/// Descriptors looked at in a turn, give or take a chain: a driver may fill the largest
+/// queue with chains of its own length, and go on filling it while the device looks.
+const TURN: usize = 1 << 16;
+
 /// `VIRTQ_DESC_F_NEXT`: the chain goes on.
 const DESC_NEXT: u16 = 1;
 /// `VIRTQ_DESC_F_WRITE`: for the device to write.
@@ -157,6 +161,11 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index the driver sees.
     published: u16,
+    /// Chains and their descriptors looked at in this turn.
+    looked_at: usize,
+    /// Entries of the descriptor table in chains taken since the driver was last shown
+    /// what was handed back.
+    owed: u32,
 }
 
 // SAFETY: the pointers lead into guest memory, which `_memory` keeps mapped and which
@@ -221,6 +230,8 @@ impl SplitRing {
             seen_available: queue.base,
             next_used: 0,
             published: 0,
+            looked_at: 0,
+            owed: 0,
             _memory: memory,
         };
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
@@ -293,15 +304,36 @@ impl SplitRing {
             .available_u16(RING_HEADER + 2 * slot)
             .load(Ordering::Relaxed);
         let before = out.len();
-        let buffers = self.walk(bus, head, direction, out);
-        if buffers == Err(ChainError::Untranslated) {
+        let mut walk = Walk {
+            bus,
+            direction,
+            out,
+            // VIRTIO 1.2, 2.7.5.3.1: a chain is no longer than the queue, tables included.
+            left: self.size,
+            total: 0,
+        };
+        let walked = self.walk(head, &mut walk);
+        let (left, total) = (walk.left, walk.total);
+        self.looked_at += 1 + usize::from(self.size - left);
+        if walked == Err(ChainError::Untranslated) {
             out.truncate(before);
             // All that is there has been seen: no reason to look again at once.
             self.available()?;
             return Ok(None);
         }
         self.next_available = self.next_available.wrapping_add(1);
+        let buffers = walked.map(|()| total);
         Ok(Some(Chain { head, buffers }))
+    }
+
+    /// Begins a turn.
+    pub fn begin_turn(&mut self) {
+        self.looked_at = 0;
+    }
+
+    /// Whether enough was looked at in this turn: others are to have theirs.
+    pub fn turn_is_over(&self) -> bool {
+        self.looked_at >= TURN
     }
 
     /// Puts the last `count` chains back as if never taken.
@@ -321,38 +353,35 @@ impl SplitRing {
         Descriptor::parse(&raw)
     }
 
-    fn walk<'m>(
-        &self,
-        bus: &'m Bus,
-        head: u16,
-        direction: Direction,
-        out: &mut Vec<Segment<'m>>,
-    ) -> Result<u32, ChainError> {
+    /// Whether the driver has not been shown all that was handed back.
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.next_used
+    }
+
+    /// How many entries of its descriptor table the driver would get back now: counted
+    /// when chains are taken.
+    pub fn owed(&self) -> u32 {
+        self.owed
+    }
+
+    fn walk(&mut self, head: u16, chain: &mut Walk<'_, '_>) -> Result<(), ChainError> {
         if head >= self.size {
             return Err(ChainError::Index(head));
         }
-        let mut chain = Walk {
-            bus,
-            direction,
-            out,
-            // VIRTIO 1.2, 2.7.5.3.1: a chain is no longer than the queue, tables included.
-            left: self.size,
-            total: 0,
-        };
         let mut index = head;
         loop {
             let descriptor = self.table_entry(index);
+            self.owed = self.owed.saturating_add(1);
             if descriptor.flags & DESC_INDIRECT != 0 {
                 // 2.7.5.3.1: an indirect descriptor ends its chain.
                 if !self.indirect || descriptor.flags & DESC_NEXT != 0 {
                     return Err(ChainError::Indirect);
                 }
-                chain.indirect(descriptor)?;
-                return Ok(chain.total);
+                return chain.indirect(descriptor);
             }
             chain.buffer(descriptor)?;
             if descriptor.flags & DESC_NEXT == 0 {
-                return Ok(chain.total);
+                return Ok(());
             }
             index = descriptor.next;
             if index >= self.size {
@@ -385,6 +414,7 @@ impl SplitRing {
         }
         self.used_u16(2).store(new, Ordering::Release);
         self.published = new;
+        self.owed = 0;
         // The index must be visible before the driver's wish is read: the driver
         // writes its wish and then looks at the index.
         fence(Ordering::SeqCst);

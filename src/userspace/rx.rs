@@ -8,6 +8,7 @@
 //! programs wait in their own sockets.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::Instant;
 
 use super::connection::{Connection, Message, Read, State};
@@ -15,7 +16,7 @@ use super::muxer::Muxer;
 use super::packet::{Header, MessageEnd, Op, Shutdown, SocketType, HEADER_LEN};
 use super::ring::{Direction, RingError, SplitRing};
 use super::slab::Id;
-use super::socket::MAX_SEGMENTS;
+use super::socket::{LONGEST_UNTOLD, MAX_SEGMENTS};
 use crate::bus::Bus;
 use crate::guest_memory::{slice_across, write_across, Segment};
 
@@ -61,7 +62,10 @@ impl<'m, 'r> Buffers<'m, 'r> {
     /// Looks at buffers until there are `count`, or room for `bytes`, or no more.
     fn look(&mut self, count: usize, bytes: usize) -> Result<(), RingError> {
         let mut room: usize = self.posted.iter().map(|buffer| buffer.room).sum();
-        while self.posted.len() < count && (room < bytes || self.posted.is_empty()) {
+        while self.posted.len() < count
+            && (room < bytes || self.posted.is_empty())
+            && !self.ring.turn_is_over()
+        {
             let start = self.arena.len();
             let popped = self
                 .ring
@@ -93,10 +97,10 @@ impl<'m, 'r> Buffers<'m, 'r> {
         Ok(())
     }
 
-    /// Whether there is a buffer.
+    /// Whether there is a buffer for this turn.
     fn any(&mut self) -> Result<bool, RingError> {
         self.look(1, 0)?;
-        self.starved |= self.posted.is_empty();
+        self.starved |= self.posted.is_empty() && !self.ring.turn_is_over();
         Ok(!self.posted.is_empty())
     }
 
@@ -146,6 +150,7 @@ pub(super) fn pump(
     muxer: &mut Muxer,
     now: Instant,
 ) -> Result<Progress, RingError> {
+    ring.begin_turn();
     let mut buffers = Buffers::new(ring, bus);
     let result = fill(&mut buffers, muxer, now);
     let Buffers {
@@ -321,6 +326,17 @@ fn give_bytes(
     Ok(Outcome::Given(given))
 }
 
+/// There is nothing to read, or there will be nothing any more.
+fn no_message(connection: &mut Connection, error: &io::Error) -> Outcome {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        connection.readable = false;
+    } else {
+        connection.hung_up = true;
+        connection.end_of_file();
+    }
+    Outcome::Given(0)
+}
+
 fn give_message(
     connection: &mut Connection,
     guest: crate::address::Cid,
@@ -331,33 +347,32 @@ fn give_message(
             return Ok(Outcome::Given(0));
         };
         let len = match socket.next_message_len() {
+            Ok(Some(len)) if len > connection.credit.peer_buf_alloc() as usize => {
+                return Ok(Outcome::TooLong(len));
+            }
+            Ok(Some(len)) if len > connection.credit.room() as usize => {
+                connection.needs = len as u32;
+                return Ok(Outcome::Given(0));
+            }
+            Ok(len) => len.unwrap_or(LONGEST_UNTOLD),
+            Err(error) => return Ok(no_message(connection, &error)),
+        };
+        connection.needs = 1;
+        let mut bytes = vec![0; len];
+        match socket.receive_bytes(&mut bytes) {
             Ok(0) if socket.read_closed() => {
                 connection.end_of_file();
                 return Ok(Outcome::Given(0));
             }
-            Ok(len) => len,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                connection.readable = false;
-                return Ok(Outcome::Given(0));
+            Ok(taken) => {
+                bytes.truncate(taken);
+                bytes.shrink_to_fit();
             }
-            Err(_) => {
-                connection.hung_up = true;
-                connection.end_of_file();
-                return Ok(Outcome::Given(0));
-            }
-        };
-        if len > connection.credit.peer_buf_alloc() as usize {
-            return Ok(Outcome::TooLong(len));
+            Err(error) => return Ok(no_message(connection, &error)),
         }
-        if len > connection.credit.room() as usize {
-            connection.needs = len as u32;
-            return Ok(Outcome::Given(0));
+        if bytes.len() > connection.credit.peer_buf_alloc() as usize {
+            return Ok(Outcome::TooLong(bytes.len()));
         }
-        connection.needs = 1;
-        let mut bytes = vec![0; len];
-        // The message was there a moment ago, and nobody else reads this socket.
-        let taken = socket.receive_bytes(&mut bytes).unwrap_or(0);
-        bytes.truncate(taken);
         connection.message = Some(Message { bytes, given: 0 });
     }
     let mut total = 0;

@@ -23,6 +23,9 @@ use crate::guest_memory::Segment;
 /// Segments a single system call takes (`UIO_MAXIOV`).
 pub const MAX_SEGMENTS: usize = 1024;
 
+/// Size of a vsock socket's buffer (`VSOCK_DEFAULT_BUFFER_SIZE`), which bounds its messages.
+pub const LONGEST_UNTOLD: usize = 256 << 10;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 1024;
 
@@ -109,6 +112,16 @@ fn vsock_address(cid: Cid, port: Port) -> RawAddress<libc::sockaddr_vm> {
         address,
         len: mem::size_of::<libc::sockaddr_vm>() as libc::socklen_t,
     }
+}
+
+/// What [`Socket::receive`] has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes (0: the end, or an empty message).
+    pub len: usize,
+    /// Descriptors, which nobody here wants, came with them: `recvmsg` stops behind such
+    /// bytes, whatever comes after.
+    pub cut: bool,
 }
 
 impl Socket {
@@ -236,16 +249,21 @@ impl Socket {
         check_len(unsafe { libc::sendmsg(self.fd.as_raw_fd(), &message, flags) })
     }
 
-    /// Receives into guest memory, [`MAX_SEGMENTS`] at most; how many bytes came
-    /// (0: the end, or an empty message).
-    pub fn receive(&self, segments: &[Segment<'_>]) -> io::Result<usize> {
+    /// Receives into guest memory, [`MAX_SEGMENTS`] at most.
+    pub fn receive(&self, segments: &[Segment<'_>]) -> io::Result<Received> {
         // SAFETY: all zeroes is a valid `msghdr`.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
         message.msg_iov = segments.as_ptr().cast_mut().cast();
         message.msg_iovlen = segments.len().min(MAX_SEGMENTS) as _;
         // SAFETY: a `Segment` has the layout of an `iovec` (repr(transparent)) and is
         // mapped and writable; nothing else of `message` is set.
-        check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) })
+        let len = check_len(unsafe {
+            libc::recvmsg(self.fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT)
+        })?;
+        Ok(Received {
+            len,
+            cut: message.msg_flags & libc::MSG_CTRUNC != 0,
+        })
     }
 
     fn receive_flags(&self, out: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
@@ -271,9 +289,17 @@ impl Socket {
         self.receive_flags(out, libc::MSG_PEEK)
     }
 
-    /// Size in bytes of the message that comes next.
-    pub fn next_message_len(&self) -> io::Result<usize> {
-        self.receive_flags(&mut [], libc::MSG_PEEK | libc::MSG_TRUNC)
+    /// Size in bytes of the message that comes next. `None`: this socket's kernel does not
+    /// tell (vsock before Linux 6.6); no message is longer than [`LONGEST_UNTOLD`] there.
+    pub fn next_message_len(&self) -> io::Result<Option<usize>> {
+        // One byte: vsock has nothing to say to whoever asks for none.
+        match self.receive_flags(&mut [0], libc::MSG_PEEK | libc::MSG_TRUNC) {
+            // Linux 5.14 to 6.5 make the one out of the other.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM)) => {
+                Ok(None)
+            }
+            len => len.map(Some),
+        }
     }
 
     /// Whether the peer sends no more, whatever is left to read.
@@ -325,10 +351,10 @@ mod tests {
         a.send_bytes(&[IoSlice::new(b"one"), IoSlice::new(b"two")])
             .unwrap();
         a.send_bytes(&[IoSlice::new(b"3")]).unwrap();
-        assert_eq!(b.next_message_len().unwrap(), 6);
+        assert_eq!(b.next_message_len().unwrap(), Some(6));
         let mut out = [0; 16];
         assert_eq!(b.receive_bytes(&mut out).unwrap(), 6);
-        assert_eq!(b.next_message_len().unwrap(), 1);
+        assert_eq!(b.next_message_len().unwrap(), Some(1));
         assert!(!b.read_closed());
         drop(a);
         assert!(b.read_closed());

@@ -58,10 +58,12 @@ pub(super) fn pump(
     muxer: &mut Muxer,
     now: Instant,
 ) -> Result<bool, RingError> {
+    ring.begin_turn();
     if ring.available()? == 0 {
         return Ok(false);
     }
     ring.disable_kicks();
+    ring.begin_turn();
     let mut chain_segments = Vec::new();
     let mut gather = Gather {
         id: None,
@@ -71,7 +73,7 @@ pub(super) fn pump(
     let mut taken = 0;
     let result = loop {
         // Answers leave through the other queue: it gets its turn before they are too many.
-        if taken == BURST || (taken > 0 && muxer.has_most_resets()) {
+        if taken == BURST || ring.turn_is_over() || (taken > 0 && muxer.has_most_resets()) {
             break Ok(true);
         }
         chain_segments.clear();

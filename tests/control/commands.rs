@@ -192,8 +192,11 @@ fn the_socket_is_for_its_owner_and_goes_with_the_daemon() {
     let path = dir.path().display();
     let vm = format!("guest-cid=3,socket={path}/vhost.socket,uds-path={path}/vm");
     let mut daemon = Daemon::spawn(dir, &["--vm", &vm]);
-    let mode = || daemon.control().metadata().unwrap().permissions().mode();
-    wait_until("the stale socket is replaced", || mode() & 0o777 == 0o600);
+    let is_private = || {
+        let metadata = daemon.control().metadata();
+        metadata.is_ok_and(|metadata| metadata.permissions().mode() & 0o777 == 0o600)
+    };
+    wait_until("the stale socket is replaced", is_private);
     assert!(daemon.control().metadata().unwrap().file_type().is_socket());
     assert_eq!(daemon.client().guest_cids().unwrap(), [3]);
 
@@ -223,6 +226,31 @@ fn the_socket_is_for_its_owner_and_goes_with_the_daemon() {
     let left: Vec<_> = std::fs::read_dir(daemon.dir.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     assert!(client.guest_cids().is_err());
+}
+
+#[test]
+fn a_daemon_ends_though_a_client_waits_for_a_guest() {
+    let mut vm = Vm::with(",handshake-timeout-ms=3600000");
+    vm.guest.pause();
+    let client = vm
+        .daemon
+        .command(&["connect", "3", "5000"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let device = vm.client().device(3).unwrap();
+    wait_until("it has asked", || {
+        device.getStatistics().unwrap().connectionsOpen == 1
+    });
+    let asked = std::time::Instant::now();
+    let ended = Command::new("kill")
+        .arg(vm.daemon.pid().to_string())
+        .status();
+    assert!(ended.unwrap().success());
+    assert!(vm.daemon.wait());
+    assert!(asked.elapsed() < std::time::Duration::from_secs(10));
+    assert_ne!(code(&client.wait_with_output().unwrap()), Some(0));
 }
 
 #[test]

@@ -81,6 +81,22 @@ impl Daemon {
         self.child.id()
     }
 
+    fn count(&self, what: &str) -> usize {
+        let path = format!("/proc/{}/{what}", self.pid());
+        std::fs::read_dir(path).unwrap().count()
+    }
+
+    /// Its threads: one that waits for signals, one for new clients, one for each VM, and
+    /// as many as its clients need.
+    pub fn threads(&self) -> usize {
+        self.count("task")
+    }
+
+    /// Its open descriptors.
+    pub fn descriptors(&self) -> usize {
+        self.count("fd")
+    }
+
     /// Waits for its end; whether it was a success.
     pub fn wait(&mut self) -> bool {
         self.child.wait().unwrap().success()

@@ -105,7 +105,8 @@ fn fifty_clients_at_once() {
 fn clients_that_are_killed_in_the_middle() {
     let vm = Vm::start();
     let traffic = Traffic::start(&vm);
-    let device = vm.client().device(3).unwrap();
+    wait_until("earlier clients have left", || vm.daemon.threads() == 3);
+    let descriptors = vm.daemon.descriptors();
     let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
     for _ in 0..10 {
         // In the middle of a connection.
@@ -138,7 +139,11 @@ fn clients_that_are_killed_in_the_middle() {
     }
     vm.guest.resume();
     traffic.assert_flows();
+    wait_until("nothing is left of them", || {
+        (vm.daemon.threads(), vm.daemon.descriptors()) == (3, descriptors)
+    });
     traffic.end();
+    let device = vm.client().device(3).unwrap();
     drop(listener);
     wait_for_statistics(&device, "nothing is left of them", |s| {
         s.connectionsOpen == 0
@@ -154,6 +159,15 @@ impl Stuck {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+}
+
+/// Lets a stuck callback go when dropped, so that its client can end.
+struct Release(Arc<AtomicBool>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -180,9 +194,9 @@ impl VsockDeviceCallback for Stuck {
 #[test]
 fn a_client_that_holds_a_callback_and_does_not_read() {
     let vm = Vm::start();
-    let release = Arc::<AtomicBool>::default();
     let stuck = Client::open(&vm.daemon.control(), true).unwrap();
-    let callback = binder::callback(Stuck(release.clone()));
+    let release = Release(Arc::default());
+    let callback = binder::callback(Stuck(release.0.clone()));
     stuck
         .device(3)
         .unwrap()
@@ -221,7 +235,7 @@ fn a_client_that_holds_a_callback_and_does_not_read() {
     }
     traffic.assert_flows();
     traffic.end();
-    release.store(true, Ordering::Relaxed);
+    drop(release);
     done.store(true, Ordering::Relaxed);
     drop(device.connect(5000).unwrap());
     accepting.join().unwrap();

@@ -337,7 +337,8 @@ fn good_and_bad_buffers_in_turn_come_back_once_each() {
         posted.extend(raw.post_descriptors(Queue::Rx, &bad).unwrap());
         good.push(buffer);
     }
-    host.write_all(&[1; 20 * 4052]).unwrap();
+    // More than there is room for: the device has to look behind the last good one.
+    host.write_all(&[1; 21 * 4052]).unwrap();
     let mut used = Vec::new();
     while used.len() < posted.len() + 1 {
         used.push(raw.wait_used(Queue::Rx, PATIENCE).unwrap().head);

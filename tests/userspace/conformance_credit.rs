@@ -4,14 +4,16 @@
 //! guests that withhold, shrink or ignore it.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use guest_driver::check::{receive, send, Pieces};
 use guest_driver::packet::{Header, Op};
 use guest_driver::queues::Chunking;
 
-use crate::harness::{header, wait_until, Vm, PATIENCE};
+use crate::harness::{header, wait_until, Device, Vm, PATIENCE};
 
 /// Long enough for a packet that must not come.
 const QUIET: Duration = Duration::from_millis(150);
@@ -222,6 +224,10 @@ fn a_stalled_stream_starts_no_storm() {
 
 #[test]
 fn updates_are_lazy() {
+    assert!(
+        !Device::is_foreign(),
+        "not applicable: how lazy is a matter of the window"
+    );
     // A guest whose own buffer does not bound what it sends before it must hear.
     let vm = Vm::with(
         |_| {},
@@ -320,4 +326,54 @@ fn a_count_of_bytes_never_sent_stops_that_connection_alone() {
         }
     }
     vm.assert_alive();
+}
+
+#[test]
+fn a_flood_on_one_connection_starves_no_other() {
+    let vm = Vm::start();
+    let (flood, flood_host) = vm.guest_connects(70);
+    let (mut guest, mut host) = vm.guest_connects(71);
+    let over = AtomicBool::new(false);
+    let pour = |to: &mut dyn Write| {
+        while !over.load(Ordering::Relaxed) {
+            to.write_all(&[1; 64 << 10]).unwrap();
+        }
+    };
+    let drain = |from: &mut dyn Read| {
+        let mut buffer = vec![0; 64 << 10];
+        let mut total = 0;
+        loop {
+            match from.read(&mut buffer).unwrap() {
+                0 => return total,
+                len => total += len,
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            pour(&mut &flood);
+            flood.shutdown(Shutdown::Write).unwrap();
+        });
+        scope.spawn(|| {
+            pour(&mut &flood_host);
+            flood_host.shutdown(Shutdown::Write).unwrap();
+        });
+        let totals = [
+            scope.spawn(|| drain(&mut &flood)),
+            scope.spawn(|| drain(&mut &flood_host)),
+        ];
+        for round in 0..100u8 {
+            let mut got = [0];
+            guest.write_all(&[round]).unwrap();
+            host.read_exact(&mut got).unwrap();
+            host.write_all(&got).unwrap();
+            guest.read_exact(&mut got).unwrap();
+            assert_eq!(got, [round]);
+        }
+        over.store(true, Ordering::Relaxed);
+        for total in totals {
+            assert!(total.join().unwrap() > 1 << 20, "nothing is tested");
+        }
+    });
+    vm.assert_clean();
 }

@@ -308,3 +308,28 @@ fn many_connections_at_once() {
     wait_until("all connections end", || vm.guest.open_connections() == 0);
     vm.assert_clean();
 }
+
+#[test]
+fn nothing_is_sent_that_has_no_meaning() {
+    let vm = Vm::start();
+    let (_guest, mut host) = vm.guest_connects(70);
+    let _listener = vm.device.listen(71);
+    let raw = vm.guest.raw();
+    // Data, an end, a client, a request that succeeds, one that does not, nonsense.
+    host.write_all(&[1; 10_000]).unwrap();
+    drop(host);
+    vm.device.knock().write_all(b"CONNECT 50\n").unwrap();
+    raw.send(&header(Op::REQUEST, 1000, 71), &[]).unwrap();
+    raw.send(&header(Op::REQUEST, 1001, 72), &[]).unwrap();
+    raw.send(&header(Op(0), 1002, 71), &[]).unwrap();
+    let expected = [Op::REQUEST, Op::RESPONSE, Op::RST, Op::SHUTDOWN, Op::RW];
+    let mut seen = [0; 8];
+    while expected.iter().any(|op| seen[usize::from(op.0)] == 0) {
+        let packet = raw.recv(PATIENCE).unwrap();
+        let op = usize::from(packet.header.op.0);
+        assert!((1..=7).contains(&op), "{:?}", packet.header);
+        assert_eq!((packet.header.src_cid, packet.header.dst_cid), (2, 3));
+        assert_eq!(packet.header.socket_type, SocketType::STREAM);
+        seen[op] += 1;
+    }
+}

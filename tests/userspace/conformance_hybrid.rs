@@ -156,7 +156,7 @@ fn a_client_before_the_guest_is_hung_up_on_and_breaks_nothing() {
     }
     let config = guest_driver::GuestConfig::default();
     let guest = guest_driver::Guest::new(config.clone()).unwrap();
-    let mut vmm = crate::harness::Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
     vmm.start(&guest, &config).unwrap();
     let vm = Vm { guest, vmm, device };
     vm.assert_alive();

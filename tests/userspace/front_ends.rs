@@ -8,16 +8,17 @@ use std::sync::Arc;
 
 use guest_driver::eventfd::EventFd;
 use guest_driver::queues::Queue;
+use guest_driver::rng::Rng;
 use guest_driver::{Guest, GuestConfig, SocketType};
 
 use crate::harness::{
-    accept, wait_until, Device, Vm, Vmm, ACCESS_PLATFORM, PATIENCE, SEQPACKET, VERSION_1,
+    accept, wait_until, Device, Vm, ACCESS_PLATFORM, PATIENCE, SEQPACKET, VERSION_1,
 };
 
 #[test]
 fn offered_features() {
     let device = Device::start(&Arc::default(), 3, |_| {});
-    let vmm = Vmm::connect(device.socket()).unwrap();
+    let vmm = device.connect();
     let offered = vmm.features().unwrap();
     // STREAM, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES beside those with names.
     let expected = VERSION_1 | ACCESS_PLATFORM | SEQPACKET | 1 | 1 << 28 | 1 << 29 | 1 << 30;
@@ -29,7 +30,7 @@ fn bit_33_without_an_iotlb_means_guest_physical_addresses() {
     let device = Device::start(&Arc::default(), 3, |_| {});
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
     vmm.extra_features |= ACCESS_PLATFORM;
     vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
@@ -40,7 +41,7 @@ fn two_queues_are_enough() {
     let device = Device::start(&Arc::default(), 3, |_| {});
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
     vmm.queues = 2;
     vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
@@ -109,7 +110,7 @@ fn a_guest_that_outlives_the_device_is_told_of_the_reset() {
         assert_eq!(events, round, "the event queue goes on where it was, too");
         drop(vm.vmm);
         // Another front end, the same guest: its rings go on where they were.
-        vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+        vm.vmm = vm.device.connect();
         let config = GuestConfig::default();
         vm.vmm.start(&vm.guest, &config).unwrap();
         vm.guest.resume();
@@ -131,7 +132,7 @@ fn a_front_end_that_leaves_ends_connections_and_the_next_one_is_served() {
         drop(guest);
         let config = GuestConfig::default();
         vm.guest = Guest::new(config.clone()).unwrap();
-        vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+        vm.vmm = vm.device.connect();
         vm.vmm.start(&vm.guest, &config).unwrap();
         vm.assert_alive();
     }
@@ -146,7 +147,7 @@ fn probes_neither_take_the_place_of_the_front_end_nor_disturb_it() {
     drop(UnixStream::connect(device.socket()).unwrap());
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
     vmm.start(&guest, &config).unwrap();
     drop(UnixStream::connect(device.socket()).unwrap());
     let vm = Vm { guest, vmm, device };
@@ -170,7 +171,43 @@ fn half_a_request_and_nonsense_are_survived() {
     drop(half);
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
+    vmm.start(&guest, &config).unwrap();
+    Vm { guest, vmm, device }.assert_alive();
+}
+
+/// Requests that exist and do not, with bodies of any size and content.
+#[test]
+fn random_requests_do_no_harm() {
+    let device = Device::start(&Arc::default(), 3, |_| {});
+    for seed in 0..100 {
+        let mut rng = Rng::new(seed);
+        let mut socket = UnixStream::connect(device.socket()).unwrap();
+        for _ in 0..rng.up_to(20) {
+            let mut body = vec![0; rng.up_to(200) - 1];
+            for byte in &mut body {
+                *byte = match rng.up_to(3) {
+                    1 => rng.next_u64() as u8,
+                    _ => rng.up_to(4) as u8 - 1,
+                };
+            }
+            let size = match rng.up_to(5) {
+                1 => rng.up_to(5000),
+                _ => body.len(),
+            };
+            // Version 1, sometimes with the wish for a reply.
+            let flags = 1 | (rng.up_to(2) as u32 - 1) << 3;
+            let header = [rng.up_to(45) as u32, flags, size as u32];
+            let mut message = header.map(u32::to_ne_bytes).concat();
+            message.extend(body);
+            if socket.write_all(&message).is_err() {
+                break;
+            }
+        }
+    }
+    let config = GuestConfig::default();
+    let guest = Guest::new(config.clone()).unwrap();
+    let mut vmm = device.connect();
     vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
 }
@@ -183,7 +220,7 @@ fn those_who_wait_in_silence_keep_no_front_end_out() {
         .collect();
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
     vmm.start(&guest, &config).unwrap();
     let vm = Vm { guest, vmm, device };
     vm.assert_alive();
@@ -209,7 +246,7 @@ fn a_front_end_that_reads_no_replies_delays_only_itself() {
     drop(deafen(&device));
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
-    let mut vmm = Vmm::connect(device.socket()).unwrap();
+    let mut vmm = device.connect();
     vmm.start(&guest, &config).unwrap();
     Vm { guest, vmm, device }.assert_alive();
 }
@@ -255,7 +292,7 @@ fn a_guest_whose_indices_have_wrapped_to_0_is_told_of_the_reset() {
     drop(vm.vmm);
     vm.guest.reset(0).unwrap();
     leave_traces(&vm.guest);
-    vm.vmm = Vmm::connect(vm.device.socket()).unwrap();
+    vm.vmm = vm.device.connect();
     vm.vmm.start(&vm.guest, &GuestConfig::default()).unwrap();
     vm.guest.wait_event(PATIENCE).unwrap();
     vm.assert_alive();
@@ -297,7 +334,7 @@ fn two_hundred_front_ends_leak_no_descriptor() {
     let mut before = 0;
     for round in 0..200 {
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        let mut vmm = device.connect();
         vmm.start(&guest, &config).unwrap();
         let mut stream = guest.connect(2, 70, SocketType::STREAM).unwrap();
         let mut host = accept(&listener);

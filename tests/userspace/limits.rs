@@ -10,7 +10,7 @@ use crosvm_vsock::userspace::socket::Socket;
 use guest_driver::packet::Op;
 use guest_driver::SocketType;
 
-use crate::harness::{accept, header, wait_until, Device, Vm, PATIENCE};
+use crate::harness::{accept, header, processor_time, wait_until, Device, Vm, PATIENCE};
 
 #[test]
 fn connections() {
@@ -218,16 +218,4 @@ fn descriptors() {
     drop(many);
     drop(client);
     vm.assert_alive();
-}
-
-/// Processor time that this process has had.
-fn processor_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is valid for the call.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    assert_eq!(result, 0);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -12,7 +12,7 @@ use guest_driver::memory::PAGE_SIZE;
 use guest_driver::viommu::Viommu;
 use guest_driver::{Guest, GuestConfig};
 
-use crate::harness::{wait_until, Device, Vm, Vmm, ACCESS_PLATFORM};
+use crate::harness::{wait_until, Device, Vm, ACCESS_PLATFORM};
 
 /// A VM whose device sees I/O virtual addresses only.
 struct Translated {
@@ -28,7 +28,7 @@ impl Translated {
             ..GuestConfig::default()
         };
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        let mut vmm = device.connect();
         vmm.extra_features |= ACCESS_PLATFORM;
         vmm.behind_viommu = true;
         vmm.negotiate(&guest, &config).unwrap();

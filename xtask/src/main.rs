@@ -9,6 +9,7 @@
 //!
 //! [`guests`] boots the same kernels as guests, whose own drivers talk to the
 //! daemon; [`demo`] does it once, for somebody who looks on.
+//! [`bench`] measures the daemon against the [`rival`] that it replaces.
 
 #![forbid(unsafe_code)]
 
@@ -183,9 +184,7 @@ fn write_measurements(reports: &[Report]) -> Result<()> {
         .map(|report| (report.kernel().name, report.bench.as_slice()))
         .collect();
     for (kernel, measurements) in &all {
-        for measurement in *measurements {
-            println!("{kernel}: {measurement}");
-        }
+        println!("{}", bench::kernel_path::table(kernel, measurements));
     }
     let file = lab::target_directory().join("lab/bench.json");
     fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")

@@ -3,11 +3,12 @@
 //! The kernel says no, or gives up: what the guest sees, what is logged, and that
 //! the device works after a reset.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use crosvm_vsock::address::{BusAddr, Gpa, Range};
 use crosvm_vsock::compat::KernelKind;
-use crosvm_vsock::kernel::{Access, QueueIndex};
+use crosvm_vsock::kernel::{Access, QueueIndex, Vhost};
 use device_virtio_vsock::snapshot::Snapshot;
 use device_virtio_vsock::{Config, Confinement};
 use devices::harness::status;
@@ -250,6 +251,33 @@ fn a_denied_access_is_logged_and_the_guest_told() {
     vm.reset();
     vm.boot();
     vm.assert_works();
+}
+
+/// Whether an epoll instance of this process watches `fd`.
+fn is_watched(fd: RawFd) -> bool {
+    let instances = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+    let texts = instances.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let watched = format!("tfd: {fd:>8} ");
+    texts.into_iter().any(|text| text.contains(&watched))
+}
+
+#[test]
+fn a_service_that_fails_is_told_of_once_and_its_descriptor_left_alone() {
+    logs::collect();
+    let mut vm = TestVm::new(kernel(), confined(rings_alone()));
+    vm.boot();
+    vm.post_event_buffer();
+    let descriptor = vm.kernel.descriptor().as_raw_fd();
+    assert!(is_watched(descriptor));
+    // The miss stays unread, and its descriptor readable for ever.
+    vm.kernel.fail_always(name::READ, libc::EIO);
+    let secret = BusAddr(0x9_7000);
+    let _ = vm.kernel.access(QueueIndex::Tx, secret, 64, Access::Read);
+    vm.assert_told_of_reset(0);
+    assert!(!is_watched(descriptor), "the worker spins");
+    vm.transport.sleep().unwrap();
+    let lines = logs::with(&format!("CID {}:", vm.cid));
+    assert_eq!(lines.len(), 1, "{lines:#?}");
 }
 
 #[test]

@@ -3,7 +3,6 @@
 //! What may be asked of the kernel path beside moving data: what the host kernel does not
 //! keep to itself.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::{opened, KernelPath};
@@ -11,6 +10,7 @@ use crate::address::{Gpa, Port, Range};
 use crate::kernel::{Addressing, Error, ShareError, Window};
 use crate::management::{Answer, Call, ConnectionInfo, Managed, Refusal, Statistics, Status};
 use crate::path::DataPath;
+use crate::userspace::acceptor::Acceptor;
 use crate::userspace::packet::SocketType;
 use crate::userspace::socket::Socket;
 use crate::watchers::Watchers;
@@ -58,7 +58,7 @@ impl Managed for KernelPath {
         })
     }
 
-    fn listen(&mut self, _port: Port, _acceptor: OwnedFd) -> Result<(), Refusal> {
+    fn listen(&mut self, _port: Port, _acceptor: Acceptor) -> Result<(), Refusal> {
         Err(NO_LISTENERS)
     }
 

@@ -20,7 +20,7 @@ use crosvm_vsock::userspace::{Config, UserspacePath};
 use crosvm_vsock::vhost_user::worker::Worker;
 use tempfile::TempDir;
 
-use super::{wait_until, PATIENCE};
+use super::{wait_until, Vmm, PATIENCE};
 
 /// Names another program to test in place of this crate's device: one that takes the command
 /// line of `vhost-device-vsock`. Tests that need more than that say so and fail.
@@ -80,10 +80,9 @@ impl Device {
             "guest-cid={},socket={path}/vhost.socket,uds-path={path}/vm.vsock,queue-size={}",
             config.cid, config.max_queue_size
         );
-        if config.limits.buf_alloc != plain.limits.buf_alloc {
-            vm += &format!(",tx-buffer-size={}", config.limits.buf_alloc);
-            config.limits.buf_alloc = plain.limits.buf_alloc;
-        }
+        // Always said, so that all programs have the same.
+        vm += &format!(",tx-buffer-size={}", config.limits.buf_alloc);
+        config.limits.buf_alloc = plain.limits.buf_alloc;
         assert!(
             config == *plain,
             "not applicable: {PROGRAM} cannot be set up like this"
@@ -123,6 +122,19 @@ impl Device {
         if !Self::is_foreign() {
             assert_eq!(counter(&self.stats).get(), expected);
         }
+    }
+
+    /// A VMM that has connected. Another program may need a while between two of them.
+    pub fn connect(&self) -> Vmm {
+        let mut connected = None;
+        wait_until("the device takes a VMM", || {
+            let vmm = Vmm::connect(self.socket());
+            connected = vmm
+                .ok()
+                .filter(|vmm| !Self::is_foreign() || vmm.features().is_ok());
+            connected.is_some() || !Self::is_foreign()
+        });
+        connected.expect("a VMM that has connected")
     }
 
     /// Where VMMs connect.

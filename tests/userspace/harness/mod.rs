@@ -59,7 +59,7 @@ impl Vm {
         };
         guest(&mut config);
         let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(device.socket()).unwrap();
+        let mut vmm = device.connect();
         vmm.start(&guest, &config).unwrap();
         Self { guest, vmm, device }
     }
@@ -141,4 +141,16 @@ pub fn header(op: Op, guest_port: u32, host_port: u32) -> Header {
         buf_alloc: 65536,
         ..Header::default()
     }
+}
+
+/// Processor time that this process has had.
+pub fn processor_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    assert_eq!(result, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

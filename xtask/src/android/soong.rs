@@ -336,8 +336,18 @@ pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
     ),
     (
         "crosvm_vsock",
+        "pages",
+        "holds the pages for users against the sources, which are not where a test runs under Soong",
+    ),
+    (
+        "crosvm_vsock",
         "userspace",
         "plays the VMM with vhost's feature vhost-user-frontend, which AOSP's vhost lacks",
+    ),
+    (
+        "crosvm_vsock",
+        "control",
+        "starts the binary through Cargo's CARGO_BIN_EXE, which Soong does not set",
     ),
     (
         "device_virtio_vsock",
