@@ -194,7 +194,7 @@ impl<'a> Suite<'a> {
 
     fn apt(&self, program: &str) -> Command {
         let root = self.root.display();
-        let mut command = Command::new(program);
+        let mut command = process::bound(program);
         for option in [
             format!("Dir::State={root}/state"),
             format!("Dir::Cache={root}/cache"),

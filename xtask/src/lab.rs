@@ -7,7 +7,6 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
@@ -200,7 +199,7 @@ pub fn target_directory() -> PathBuf {
 pub fn build_static(package: &str, program: &str) -> Result<PathBuf> {
     eprintln!("building {program}");
     process::show(
-        Command::new("cargo")
+        process::bound("cargo")
             .current_dir(workspace())
             .args(["build", "--quiet", "--release", "--target", TARGET])
             .args(["--package", package, "--bin", program])

@@ -4,12 +4,25 @@
 //! [`output`] and [`run`] keep what a program says for the error, [`show`] lets
 //! it be seen as it comes, for programs that take long.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{bail, Context, Result};
+
+/// A command that ends with this process, however that ends: where Ctrl-C reaches the
+/// whole of a terminal, SIGTERM reaches one process. For the main thread only, since it is
+/// the end of the thread that counts (`PR_SET_PDEATHSIG`).
+pub fn bound(program: impl AsRef<OsStr>) -> Command {
+    let mut words = BOUND.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).arg(program);
+    command
+}
+
+const BOUND: &str = "setpriv --pdeathsig KILL -- ";
 
 /// Runs a command to its end and returns what it wrote to standard output.
 ///
@@ -77,7 +90,8 @@ fn describe(command: &Command) -> String {
             words.push(argument.to_string_lossy());
         }
     }
-    words.join(" ")
+    let words = words.join(" ");
+    words.strip_prefix(BOUND).unwrap_or(&words).to_owned()
 }
 
 /// The last lines of a text, without blank ones.
@@ -118,6 +132,9 @@ mod tests {
         let mut command = Command::new("apt-get");
         command.args(["-o", "Dir::Cache=/x", "-q", "update"]);
         assert_eq!(describe(&command), "apt-get -q update");
+        let mut command = bound("cargo");
+        command.arg("build");
+        assert_eq!(describe(&command), "cargo build");
     }
 
     #[test]

@@ -12,14 +12,14 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::process::tail;
+use crate::process::{self, tail};
 
 /// QEMU's program; package `qemu-system-x86` in Debian.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -171,8 +171,7 @@ impl Machine {
         let words = boot.own_words();
         let said =
             File::create(&words).with_context(|| format!("cannot write {}", words.display()))?;
-        let mut qemu = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", PROGRAM])
+        let mut qemu = process::bound(PROGRAM)
             .args(boot.accel.arguments())
             .args(["-smp", "2", "-m", "1024", "-nodefaults", "-display", "none"])
             .args(["-no-reboot", "-no-user-config"])

@@ -3,11 +3,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
+
+use crate::process;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GLANCE: Duration = Duration::from_millis(20);
@@ -56,9 +58,7 @@ impl Daemon {
     pub fn start(settings: &Settings, log: &Path) -> Result<Self> {
         let said = File::options().create(true).append(true).open(log);
         let said = said.with_context(|| format!("cannot write {}", log.display()))?;
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&settings.program)
+        let child = process::bound(&settings.program)
             .args(settings.arguments())
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)

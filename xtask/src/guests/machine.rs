@@ -6,11 +6,12 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 
 use super::peer::Peer;
+use crate::process;
 use crate::qemu::{escape, PROGRAM};
 
 /// Memory of a guest.
@@ -155,8 +156,7 @@ impl Qemu {
     pub fn start(name: &str, options: &[String], said: &Path) -> Result<(Self, Peer)> {
         let said =
             File::create(said).with_context(|| format!("cannot write {}", said.display()))?;
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", PROGRAM])
+        let mut child = process::bound(PROGRAM)
             .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

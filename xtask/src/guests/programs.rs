@@ -125,10 +125,8 @@ impl Programs {
     /// A program of these on this machine, that ends with this process.
     pub fn command(&self, program: &str) -> Command {
         let inner = self.through_loader([] as [&str; 0], program);
-        let mut command = Command::new("setpriv");
+        let mut command = process::bound(inner.get_program());
         command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(inner.get_program())
             .args(inner.get_args())
             .env("PYTHONHOME", self.at("/usr"))
             .env("PYTHONDONTWRITEBYTECODE", "1");
