@@ -3,6 +3,7 @@
 //! The userspace device as a VMM, its guest and host programs see it: real vhost-user,
 //! real rings in shared memory, real sockets; the guest is the driver of `guest_driver`.
 
+mod besides_bytes;
 mod conformance_chains;
 mod conformance_credit;
 mod conformance_handshake;

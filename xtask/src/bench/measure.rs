@@ -17,7 +17,7 @@ use crate::process;
 /// Length of one measurement in milliseconds, where a row says nothing else.
 const WINDOW: &str = "400";
 /// Seconds after which a measurement has failed.
-const PATIENCE: &str = "15";
+const PATIENCE: &str = "40";
 /// Repetitions of a curve's points at most: a curve shows a shape.
 const CURVE_REPS: u32 = 3;
 
