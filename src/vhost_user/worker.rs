@@ -110,15 +110,22 @@ enum Arrival {
 }
 
 fn look(socket: &UnixStream) -> Arrival {
+    // Before the bytes: what is there when the other end has gone is all there will be.
+    let over = has_left(socket);
+    let incomplete = if over {
+        Arrival::Gone
+    } else {
+        Arrival::Partial
+    };
     let mut bytes = [0u8; MOST_MESSAGE];
     let len = match peek(socket, &mut bytes) {
         Ok(0) => return Arrival::Gone,
         Ok(len) => len,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Arrival::Partial,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return incomplete,
         Err(_) => return Arrival::Gone,
     };
     if len < HEADER {
-        return Arrival::Partial;
+        return incomplete;
     }
     let field = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]));
     let (request, rest) = (field(0), field(8) as usize);
@@ -126,7 +133,7 @@ fn look(socket: &UnixStream) -> Arrival {
     if len >= HEADER + rest || rest > MOST_MESSAGE - HEADER {
         Arrival::Complete(request)
     } else {
-        Arrival::Partial
+        incomplete
     }
 }
 
@@ -151,9 +158,19 @@ fn iotlb_request<P: DataPath>(
 /// Whether a reply can be written at once: the kernel says so while three quarters of the
 /// buffer are free, and no message is as long as that.
 fn has_room(socket: &UnixStream) -> bool {
+    has(socket, libc::POLLOUT)
+}
+
+/// Whether the other end will say no more.
+fn has_left(socket: &UnixStream) -> bool {
+    has(socket, libc::POLLRDHUP | libc::POLLHUP)
+}
+
+/// Whether one of `events`, an error or a hang-up is true of the socket now.
+fn has(socket: &UnixStream, events: libc::c_short) -> bool {
     let mut poll = libc::pollfd {
         fd: socket.as_raw_fd(),
-        events: libc::POLLOUT,
+        events,
         revents: 0,
     };
     // SAFETY: `poll` is one valid entry; the timeout is 0.
@@ -325,6 +342,9 @@ impl<P: DataPath> Worker<P> {
     }
 
     fn add_candidate(&mut self, socket: UnixStream) {
+        if self.candidates.len() == MOST_CANDIDATES {
+            self.forget_those_who_left();
+        }
         if self.candidates.len() == MOST_CANDIDATES && !self.make_room() {
             debug!(
                 "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
@@ -377,34 +397,38 @@ impl<P: DataPath> Worker<P> {
         }
     }
 
-    /// Forgets candidates that have left, and makes one that speaks the front end.
+    fn forget_those_who_left(&mut self) {
+        self.candidates.retain(|(_, socket)| !has_left(socket));
+    }
+
+    /// Forgets candidates that have left, and makes one that speaks the front end: the
+    /// next one, if that leaves at once. What the others have said is not announced again.
     fn choose(&mut self) {
-        self.candidates
-            .retain(|(_, socket)| !matches!(look(socket), Arrival::Gone));
-        if self.front_end.is_some() {
-            return;
-        }
-        let speaks = |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete(_));
-        let Some(place) = self.candidates.iter().position(speaks) else {
-            return;
-        };
-        let (_, socket) = self.candidates.remove(place);
-        let made = socket.try_clone().and_then(|copy| {
-            self.epoll.modify(&socket, FRONT_END, Interest::BOTH_EDGE)?;
-            Ok(copy)
-        });
-        match made {
-            Ok(copy) => {
-                self.note("a front end has connected");
-                let handler = BackendReqHandler::from_stream(copy, self.front.clone());
-                self.front_end = Some(FrontEnd {
-                    handler,
-                    socket,
-                    unread: true,
-                });
-                self.requests();
+        self.forget_those_who_left();
+        while self.front_end.is_none() {
+            let speaks =
+                |(_, socket): &(u32, UnixStream)| matches!(look(socket), Arrival::Complete(_));
+            let Some(place) = self.candidates.iter().position(speaks) else {
+                return;
+            };
+            let (_, socket) = self.candidates.remove(place);
+            let made = socket.try_clone().and_then(|copy| {
+                self.epoll.modify(&socket, FRONT_END, Interest::BOTH_EDGE)?;
+                Ok(copy)
+            });
+            match made {
+                Ok(copy) => {
+                    self.note("a front end has connected");
+                    let handler = BackendReqHandler::from_stream(copy, self.front.clone());
+                    self.front_end = Some(FrontEnd {
+                        handler,
+                        socket,
+                        unread: true,
+                    });
+                    self.requests();
+                }
+                Err(error) => self.report(format_args!("cannot serve a front end: {error}")),
             }
-            Err(error) => self.report(format_args!("cannot serve a front end: {error}")),
         }
     }
 

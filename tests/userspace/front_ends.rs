@@ -169,6 +169,12 @@ fn half_a_request_and_nonsense_are_survived() {
     wrong.write_all(&message(9999)).unwrap();
     assert_eq!(wrong.read(&mut [0]).unwrap_or(0), 0);
     drop(half);
+    // The front end itself leaves in the middle of a request.
+    let mut leaves = UnixStream::connect(device.socket()).unwrap();
+    leaves.write_all(&message(1)).unwrap();
+    leaves.read_exact(&mut [0; 20]).unwrap();
+    leaves.write_all(&[1, 0, 0, 0, 1]).unwrap();
+    drop(leaves);
     let config = GuestConfig::default();
     let guest = Guest::new(config.clone()).unwrap();
     let mut vmm = device.connect();
