@@ -9,7 +9,7 @@
 //!
 //! [`guests`] boots the same kernels as guests, whose own drivers talk to the
 //! daemon; [`demo`] does it once, for somebody who looks on.
-//! [`bench`] measures the daemon against the [`rival`] that it replaces.
+//! [`mod@bench`] measures the daemon against the [`rival`] that it replaces.
 
 #![forbid(unsafe_code)]
 
