@@ -20,6 +20,7 @@ mod bench;
 mod cache;
 mod compare;
 mod demo;
+mod generated;
 mod guests;
 mod image;
 mod initramfs;

@@ -32,6 +32,7 @@ use self::setting::{Backend, Setting};
 use self::stage::Stage;
 pub use self::table::Found;
 use self::workshop::Workshop;
+use crate::generated;
 use crate::kernels::NEWEST;
 use crate::lab::workspace;
 use crate::process;
@@ -55,7 +56,7 @@ pub struct Options {
     /// Writes the rows to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Writes docs/guests.md.
+    /// Writes docs/guests.md, and the table of README.md.
     #[arg(long)]
     docs: bool,
     /// Lists columns and rows and ends.
@@ -96,6 +97,8 @@ pub fn run(options: &Options) -> Result<bool> {
         let file = workspace().join("docs/guests.md");
         write(&file, &table::page(&found))?;
         println!("written: {}", file.display());
+        let readme = workspace().join("README.md");
+        generated::update(&readme, "guests", &table::summary(&found))?;
     }
     Ok(found.iter().all(|found| found.ok))
 }

@@ -156,6 +156,38 @@ fn align(lines: &[Vec<String>], text: &mut String) {
     }
 }
 
+/// The table of README.md: a line for each guest on each host, the details are the page's.
+pub fn summary(all: &[Found]) -> String {
+    let mut text = String::from(
+        "| guest | host | backend | bit 33 | rows as expected |\n|---|---|---|---|---|\n",
+    );
+    for column in columns(all) {
+        let first = column.first();
+        let offered = match first.platform_access {
+            true => "offered",
+            false => "not offered",
+        };
+        let good = column.found.iter().filter(|found| found.ok).count();
+        // Writing into a string cannot fail.
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {offered} | {good} of {} |",
+            first.guest_version,
+            first.host_version,
+            first.backend,
+            column.found.len()
+        );
+    }
+    if let Some(last) = all.last() {
+        let (date, qemu) = (&last.date, &last.qemu);
+        let _ = writeln!(
+            text,
+            "\nMade on {date} with QEMU {qemu}: [docs/guests.md](docs/guests.md)."
+        );
+    }
+    text
+}
+
 /// The page `docs/guests.md`.
 pub fn page(all: &[Found]) -> String {
     let mut text = String::from(
@@ -279,6 +311,18 @@ mod tests {
             assert!(page.contains(expected), "{expected}: {page}");
         }
         assert!(!page.contains("## Hosts"));
+    }
+
+    #[test]
+    fn the_summary_has_a_line_for_each_column() {
+        let rows = [
+            found(HERE, "a", true),
+            found(HERE, "b", false),
+            found("7", "a", true),
+        ];
+        let summary = summary(&rows);
+        assert!(summary.contains("| 6.1.1-1 | 6.12 | userspace | offered | 1 of 2 |"));
+        assert!(summary.contains("| 1 of 1 |"), "{summary}");
     }
 
     #[test]
