@@ -16,66 +16,36 @@
 //! QEMU without a vIOMMU); outside of it, and they are I/O virtual (QEMU's
 //! `vhost_memory_map` behind a vIOMMU). Then the device starts once the front end has said
 //! where its rings are, and pauses when it takes that back.
-//!
-//! `unsafe` here: telling [`GuestMemory`] that its regions are mapped.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use log::{debug, error, warn};
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
-    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{
-    Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
-};
+use log::{debug, error};
+use vhost::vhost_user::{Error, Result};
 
 use super::iotlb::{Channel, Message};
-use super::shared_memory::{map, Size};
-use crate::access::Access;
+use super::vring::{Part, Setup, Vring};
 use crate::address::{Address, Gpa, Hva, Iova, Range};
 use crate::bus::{Iotlb, NoPlace};
-use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
-use crate::memory::{MemoryMap, Region};
 use crate::path::{Activation, DataPath, Queue, EVENT, QUEUES, RX, TX};
-
-/// Size of the device's configuration space: `guest_cid` (VIRTIO 1.2, 5.10.4).
-const CONFIG_LEN: u32 = 8;
-
-/// What a front end has said about one ring.
-#[derive(Debug, Default)]
-struct Vring {
-    size: u16,
-    /// Descriptor table, available ring, used ring: in the front end's address space.
-    addresses: Option<[u64; 3]>,
-    base: u16,
-    kick: Option<Arc<EventFd>>,
-    call: Option<Arc<EventFd>>,
-    enabled: bool,
-    started: bool,
-}
 
 /// Guest memory as the front end sees it.
 #[derive(Clone, Copy, Debug)]
-struct View {
-    front_end: Range<Hva>,
-    guest: Gpa,
+pub(super) struct View {
+    pub(super) front_end: Range<Hva>,
+    pub(super) guest: Gpa,
 }
 
 /// A front end's requests to a data path.
 pub struct Front<P> {
     /// What serves the queues.
     pub path: P,
-    acked: Option<FeatureSet>,
-    memory: Option<Arc<GuestMemory>>,
-    views: Vec<View>,
-    vrings: [Vring; QUEUES],
+    pub(super) acked: Option<FeatureSet>,
+    pub(super) memory: Option<Arc<GuestMemory>>,
+    pub(super) views: Vec<View>,
+    pub(super) vrings: [Vring; QUEUES],
     /// Where the queues stood when the device was last stopped.
     stopped_at: Option<[Option<u16>; QUEUES]>,
     /// Where misses go. QEMU complains of a channel that is closed, used or not.
@@ -83,73 +53,12 @@ pub struct Front<P> {
     iotlb: Arc<Iotlb>,
     /// The device would run if it were known where its rings are.
     waiting: bool,
-    told_of_loose_memory: bool,
-}
-
-/// A part of a ring (VIRTIO 1.2, 2.7).
-struct Part {
-    name: &'static str,
-    address: u64,
-    len: u64,
-    access: Access,
-}
-
-impl Vring {
-    /// Whether a part of it lies in `range`.
-    fn lies_in(&self, range: Range<Iova>) -> bool {
-        let parts = self.parts().into_iter().flatten();
-        parts
-            .filter_map(|part| Range::new(Iova(part.address), part.len).ok())
-            .any(|part| part.overlaps(&range))
-    }
-
-    /// Descriptor table, available ring, used ring, with their event fields.
-    fn parts(&self) -> Option<[Part; 3]> {
-        let [descriptors, available, used] = self.addresses?;
-        let size = u64::from(self.size);
-        let part = |name, address, len, access| Part {
-            name,
-            address,
-            len,
-            access,
-        };
-        Some([
-            part("descriptor table", descriptors, 16 * size, Access::Read),
-            part("available ring", available, 6 + 2 * size, Access::Read),
-            part("used ring", used, 6 + 8 * size, Access::ReadWrite),
-        ])
-    }
-}
-
-/// What is known of a queue.
-enum Setup {
-    /// It is not to be served.
-    Absent,
-    /// It will be, once it is known where it is.
-    Waiting,
-    Ready(Queue),
-}
-
-impl Setup {
-    fn ready(self) -> Option<Queue> {
-        match self {
-            Self::Ready(queue) => Some(queue),
-            Self::Absent | Self::Waiting => None,
-        }
-    }
+    pub(super) told_of_loose_memory: bool,
 }
 
 /// The reason is logged by whoever hangs up on the front end.
-fn refuse(what: std::fmt::Arguments<'_>) -> Error {
+pub(super) fn refuse(what: std::fmt::Arguments<'_>) -> Error {
     Error::ReqHandlerError(io::Error::other(what.to_string()))
-}
-
-fn bad_memory(error: impl std::fmt::Display) -> Error {
-    refuse(format_args!("guest memory: {error}"))
-}
-
-fn event_fd(file: File) -> Arc<EventFd> {
-    Arc::new(EventFd::from(OwnedFd::from(file)))
 }
 
 impl<P: DataPath> Front<P> {
@@ -182,7 +91,7 @@ impl<P: DataPath> Front<P> {
         self.waiting = false;
     }
 
-    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
+    pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring> {
         self.vrings
             .get_mut(index as usize)
             .ok_or_else(|| refuse(format_args!("there is no queue {index}, only 0 to 2")))
@@ -275,7 +184,7 @@ impl<P: DataPath> Front<P> {
     }
 
     /// Starts the device if all is there, or again if it runs and something has changed.
-    fn start(&mut self) -> Result<()> {
+    pub(super) fn start(&mut self) -> Result<()> {
         self.pause();
         self.waiting = false;
         let (Some(memory), Some(acked)) = (self.memory.clone(), self.acked) else {
@@ -376,7 +285,7 @@ impl<P: DataPath> Front<P> {
     }
 
     /// Stops the device, if it runs, and notes where.
-    fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         if let Some(bases) = self.path.stop() {
             self.iotlb.forget_questions();
             for (vring, base) in self.vrings.iter_mut().zip(bases) {
@@ -390,265 +299,10 @@ impl<P: DataPath> Front<P> {
     }
 
     /// Applies a change that matters only while the device runs or could run.
-    fn changed(&mut self, index: u32) -> Result<()> {
+    pub(super) fn changed(&mut self, index: u32) -> Result<()> {
         if self.path.is_active() || self.is_ready(index as usize) {
             self.start()?;
         }
         Ok(())
-    }
-}
-
-impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
-    fn set_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> Result<()> {
-        self.disconnected();
-        Ok(())
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        self.disconnected();
-        Ok(())
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok((self.path.features() | Feature::PROTOCOL_FEATURES.set()).bits())
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
-        let acked = FeatureSet::from_bits(features);
-        let offered = self.path.features() | Feature::PROTOCOL_FEATURES.set();
-        let unknown = acked - offered;
-        if !unknown.is_empty() {
-            return Err(refuse(format_args!(
-                "the front end acknowledges what was not offered: {unknown}"
-            )));
-        }
-        if self.acked != Some(acked) {
-            debug!("vm {}: features {acked}", self.path.cid());
-            self.acked = Some(acked);
-            if self.path.is_active() {
-                self.start()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_mem_table(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
-        let mut mappings = Vec::new();
-        let mut table = Vec::new();
-        let mut views = Vec::new();
-        let mut loose = false;
-        for (region, file) in regions.iter().zip(files) {
-            let (mapping, file_size) = map(region, file)?;
-            loose |= file_size == Size::Loose;
-            let (guest, size) = (Gpa(region.guest_phys_addr), region.memory_size);
-            let host = Hva(mapping.as_ptr() as u64);
-            table.push(Region::new(guest, host, size).map_err(bad_memory)?);
-            views.push(View {
-                front_end: Range::new(Hva(region.user_addr), size).map_err(bad_memory)?,
-                guest,
-            });
-            mappings.push(mapping);
-        }
-        let map = MemoryMap::new(table).map_err(bad_memory)?;
-        // SAFETY: each region is the whole of a shared, writable mapping that `mappings`
-        // owns and that nothing else refers to.
-        let memory = unsafe { GuestMemory::new(map, Arc::new(mappings)) };
-        if loose && !std::mem::replace(&mut self.told_of_loose_memory, true) {
-            warn!(
-                "vm {}: guest memory is a file that cannot be sealed against shrinking: a front end \
-                 that shrinks it ends this process (a memfd that allows sealing is safe)",
-                self.path.cid()
-            );
-        }
-        let active = self.path.is_active();
-        self.pause();
-        self.memory = Some(Arc::new(memory));
-        self.views = views;
-        if active {
-            self.start()?;
-        }
-        Ok(())
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let most = self.path.max_queue_size();
-        let size = u16::try_from(num)
-            .ok()
-            .filter(|size| size.is_power_of_two() && *size <= most)
-            .ok_or_else(|| {
-                refuse(format_args!(
-                    "queue {index} of {num} entries: a power of two up to {most} is possible (see --queue-size)"
-                ))
-            })?;
-        self.vring(index)?.size = size;
-        Ok(())
-    }
-
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        _flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        _log: u64,
-    ) -> Result<()> {
-        let addresses = Some([descriptor, available, used]);
-        let vring = self.vring(index)?;
-        if vring.addresses != addresses {
-            vring.addresses = addresses;
-            self.changed(index)?;
-        }
-        Ok(())
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base)
-            .map_err(|_| refuse(format_args!("queue {index}: base {base} is no ring index")))?;
-        self.vring(index)?.base = base;
-        Ok(())
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        self.vring(index)?;
-        self.pause();
-        let vring = self.vring(index)?;
-        vring.started = false;
-        vring.kick = None;
-        vring.call = None;
-        Ok(VhostUserVringState::new(index, vring.base.into()))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let kick = fd.ok_or_else(|| {
-            refuse(format_args!(
-                "queue {index} without a kick descriptor: this device does not poll"
-            ))
-        })?;
-        let vring = self.vring(index.into())?;
-        vring.kick = Some(event_fd(kick));
-        vring.started = true;
-        self.changed(index.into())
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let call = fd.map(event_fd);
-        self.vring(index.into())?.call.clone_from(&call);
-        self.path
-            .set_call(index.into(), call)
-            .map_err(|e| refuse(format_args!("queue {index}: another call event: {e}")))
-    }
-
-    fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {
-        self.vring(index.into()).map(drop)
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK
-            // For IOTLB misses: QEMU takes no back end that offers bit 33 without it.
-            | VhostUserProtocolFeatures::BACKEND_REQ)
-    }
-
-    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(QUEUES as u64)
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let vring = self.vring(index)?;
-        if vring.enabled != enable {
-            if !enable && index as usize != EVENT {
-                self.pause();
-            }
-            self.vring(index)?.enabled = enable;
-            self.changed(index)?;
-        }
-        Ok(())
-    }
-
-    fn get_config(
-        &mut self,
-        offset: u32,
-        size: u32,
-        _flags: VhostUserConfigFlags,
-    ) -> Result<Vec<u8>> {
-        let end = offset.checked_add(size).filter(|end| *end <= CONFIG_LEN);
-        let Some(end) = end else {
-            return Err(refuse(format_args!(
-                "{size} bytes at {offset} of a configuration space of {CONFIG_LEN} bytes"
-            )));
-        };
-        let config = self.path.cid().raw().to_le_bytes();
-        Ok(config[offset as usize..end as usize].to_vec())
-    }
-
-    fn set_config(
-        &mut self,
-        _offset: u32,
-        _buf: &[u8],
-        _flags: VhostUserConfigFlags,
-    ) -> Result<()> {
-        Err(refuse(format_args!("the configuration space is read-only")))
-    }
-
-    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
-        Err(Error::InvalidOperation("this is not a GPU"))
-    }
-
-    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(Error::InvalidOperation("no shared objects"))
-    }
-
-    fn get_inflight_fd(
-        &mut self,
-        _inflight: &VhostUserInflight,
-    ) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation("nothing is ever in flight"))
-    }
-
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("nothing is ever in flight"))
-    }
-
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Err(Error::InvalidOperation("memory slots are not offered"))
-    }
-
-    fn add_mem_region(&mut self, _region: &VhostUserSingleMemoryRegion, _fd: File) -> Result<()> {
-        Err(Error::InvalidOperation("memory slots are not offered"))
-    }
-
-    fn remove_mem_region(&mut self, _region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Err(Error::InvalidOperation("memory slots are not offered"))
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        _fd: File,
-    ) -> Result<Option<File>> {
-        Err(Error::InvalidOperation("device state is not offered"))
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        Err(Error::InvalidOperation("device state is not offered"))
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(Error::InvalidOperation("no shared memory regions"))
-    }
-
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("dirty logging is not offered"))
     }
 }

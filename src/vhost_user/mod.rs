@@ -8,7 +8,8 @@
 //! processes rings through a lock, which stands in the way of all that makes the data
 //! path fast: one loop for queues and sockets alike, and one publication a batch.
 //!
-//! - [`front`]: requests, and what they add up to; `shared_memory`: guest memory;
+//! - `requests`: what a front end may ask; [`front`]: what it adds up to; `vring`: of one
+//!   ring; `shared_memory`: guest memory;
 //! - `iotlb`: the messages of a VMM with a vIOMMU;
 //! - [`kernel_path`]: `/dev/vhost-vsock` as such a data path; `event_queue`: the queue that
 //!   vhost-vsock leaves to others;
@@ -18,5 +19,7 @@ mod event_queue;
 pub mod front;
 mod iotlb;
 pub mod kernel_path;
+mod requests;
 mod shared_memory;
+mod vring;
 pub mod worker;
