@@ -40,8 +40,8 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
-    /// Microseconds that a VM's thread looks for an answer before it sleeps, while requests
-    /// and answers alternate; 0: never [default: 30].
+    /// Microseconds that a VM's thread looks for the next packet before it sleeps, where one
+    /// is expected soon; 0: never [default: 60].
     #[arg(long, value_name = "MICROSECONDS")]
     poll_us: Option<String>,
 

@@ -112,13 +112,14 @@ pub struct Config {
     pub max_queue_size: u16,
     /// What the VM may use.
     pub limits: Limits,
-    /// How long to look for an answer before sleeping, while requests and answers
-    /// alternate. Zero: not at all.
+    /// How long to look for the next packet before sleeping, where it is expected soon.
+    /// Zero: not at all.
     pub poll: Duration,
 }
 
-/// How long a [`Config`] looks for an answer unless it is told.
-pub const DEFAULT_POLL: Duration = Duration::from_micros(30);
+/// How long a [`Config`] looks for a packet unless it is told: about what it takes to be
+/// woken in a virtual machine.
+pub const DEFAULT_POLL: Duration = Duration::from_micros(60);
 
 impl Config {
     /// The defaults for a guest with host programs around `host`.
