@@ -10,6 +10,7 @@
 //! [`page`] show it; [`kernel_path`] shows what `kernels --bench` measures.
 
 mod chart;
+mod grid;
 pub mod kernel_path;
 mod measure;
 mod page;

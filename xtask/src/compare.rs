@@ -120,8 +120,7 @@ pub fn run() -> Result<bool> {
     eprintln!("{} tests, ours first", names.len());
     let our_verdicts = judge_all(&tests, &ours, &names)?;
     let their_verdicts = judge_all(&tests, &theirs, &names)?;
-    let date = process::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
-    let page = render(date.trim(), &our_verdicts, &their_verdicts);
+    let page = render(&process::today()?, &our_verdicts, &their_verdicts);
     let file = workspace().join("docs/compared.md");
     fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))?;
     println!("{}", summary(&our_verdicts, &their_verdicts));

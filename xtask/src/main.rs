@@ -38,15 +38,14 @@ mod split;
 mod table;
 mod test;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde_json::Value;
 
+use bench::kernel_path::{self, Measurements};
 use lab::{Lab, Wish};
 use protocol::Row;
 use table::Report;
@@ -94,6 +93,9 @@ struct Kernels {
     /// Measures in place of testing.
     #[arg(long)]
     bench: bool,
+    /// Writes what was measured to docs/performance.md.
+    #[arg(long, requires = "bench")]
+    docs: bool,
     /// Tells the story of one bit with two meanings in place of testing; in the
     /// newest kernel, unless another is named.
     #[arg(long, conflicts_with_all = ["bench", "modes"])]
@@ -172,24 +174,27 @@ fn run_kernels(options: &Kernels) -> Result<bool> {
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
     if options.bench {
-        write_measurements(&reports)?;
+        write_measurements(&reports, options.docs)?;
     }
     Ok(rows.iter().all(|row| row.ok))
 }
 
 /// Measurements have a file of their own: they are shown and kept, never
 /// judged.
-fn write_measurements(reports: &[Report]) -> Result<()> {
-    let all: BTreeMap<&str, &[Value]> = reports
+fn write_measurements(reports: &[Report], docs: bool) -> Result<()> {
+    let all: Measurements<'_> = reports
         .iter()
         .map(|report| (report.kernel().name, report.bench.as_slice()))
         .collect();
-    for (kernel, measurements) in &all {
-        println!("{}", bench::kernel_path::table(kernel, measurements));
-    }
+    println!("{}", kernel_path::terminal(&all));
     let file = lab::target_directory().join("lab/bench.json");
     fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")
         .with_context(|| format!("cannot write {}", file.display()))?;
     println!("kept in {}", file.display());
+    if docs {
+        let page = lab::workspace().join("docs/performance.md");
+        let table = kernel_path::markdown(&all, &process::today()?);
+        generated::update(&page, "kernels --bench", &table)?;
+    }
     Ok(())
 }

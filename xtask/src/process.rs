@@ -51,6 +51,16 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
+/// The date, as `2026-11-29`, for what is generated.
+///
+/// # Errors
+/// When `date` cannot be run.
+pub fn today() -> Result<String> {
+    Ok(output(Command::new("date").args(["-u", "+%F"]))?
+        .trim()
+        .to_owned())
+}
+
 /// Runs a command to its end, for what it does.
 ///
 /// # Errors

@@ -277,9 +277,7 @@ fn machine() -> Result<Machine> {
         .map_or("unknown", |(_, name)| name);
     let load = read("/proc/loadavg")?;
     Ok(Machine {
-        date: process::output(Command::new("date").args(["-u", "+%F"]))?
-            .trim()
-            .to_owned(),
+        date: process::today()?,
         processor: processor.to_owned(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),

@@ -172,11 +172,10 @@ impl Matrix {
     fn open(refresh: bool) -> Result<Self> {
         let workshop = Workshop::open(refresh)?;
         let version = process::output(Command::new(qemu::PROGRAM).arg("--version"))?;
-        let date = process::output(Command::new("date").args(["-u", "+%F"]))?;
         Ok(Self {
             workshop,
             found: Vec::new(),
-            date: date.trim().to_owned(),
+            date: process::today()?,
             // `QEMU emulator version 10.0.2 (Debian ...)`
             qemu: version.split_whitespace().nth(3).unwrap_or("?").to_owned(),
         })
