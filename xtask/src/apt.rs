@@ -34,14 +34,39 @@ pub struct Package {
     filename: String,
 }
 
+/// What a package depends on: a name, and the version if it must be that one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependency {
+    /// The binary package's name.
+    pub name: String,
+    /// The version of `(= VERSION)`. Any other relation asks for at least
+    /// some version, which the newest in a suite is.
+    pub exactly: Option<String>,
+}
+
+impl Dependency {
+    fn parse(text: &str) -> Option<Self> {
+        let (name, relation) = match text.split_once('(') {
+            Some((name, relation)) => (name, relation.trim_end().strip_suffix(')')?),
+            None => (text, ""),
+        };
+        Some(Self {
+            name: name.split_whitespace().next()?.to_owned(),
+            exactly: relation
+                .trim_start()
+                .strip_prefix('=')
+                .map(|version| version.trim().to_owned()),
+        })
+    }
+}
+
 impl Package {
-    /// The names that this package depends on and that begin so.
-    pub fn dependencies(&self, prefix: &str) -> Vec<String> {
+    /// What this package depends on and whose name begins so.
+    pub fn dependencies(&self, prefix: &str) -> Vec<Dependency> {
         self.depends
             .split([',', '|'])
-            .filter_map(|dependency| dependency.split_whitespace().next())
-            .filter(|name| name.starts_with(prefix))
-            .map(str::to_owned)
+            .filter_map(Dependency::parse)
+            .filter(|dependency| dependency.name.starts_with(prefix))
             .collect()
     }
 
@@ -107,6 +132,14 @@ impl<'a> Suite<'a> {
             let version = version.unwrap_or("any version");
             format!("{} has no package {name} in {version}", self.name)
         })
+    }
+
+    /// The package that a dependency asks for.
+    ///
+    /// # Errors
+    /// When the suite does not have it.
+    pub fn dependency(&self, dependency: &Dependency) -> Result<Package> {
+        self.package(&dependency.name, dependency.exactly.as_deref())
     }
 
     /// Downloads a package, or finds it in the cache. Its hash is verified
@@ -313,8 +346,13 @@ Description: a kernel
         assert_eq!(package.version, "7.9.1-1");
         assert_eq!(package.size, 1234);
         assert_eq!(package.cached_as(), "debs/linux-image_7.9.1-1_amd64.deb");
+        let names: Vec<String> = package
+            .dependencies("linux-")
+            .into_iter()
+            .map(|dependency| dependency.name)
+            .collect();
         assert_eq!(
-            package.dependencies("linux-"),
+            names,
             [
                 "linux-initramfs-tool",
                 "linux-binary-7.9.1-cloud-amd64",
@@ -322,6 +360,24 @@ Description: a kernel
             ]
         );
         assert_eq!(parse_stanza("Package: x"), None);
+    }
+
+    #[test]
+    fn only_an_exact_relation_asks_for_its_version() {
+        // Debian's headers go with any later kbuild of their series, and the
+        // archive keeps only the latest.
+        let depends = "linux-headers-6.1.0-56-common (= 6.1.192-2), linux-kbuild-6.1 \
+                       (>= 6.1.192-2), linux-compiler-gcc-12-x86";
+        let package = Package {
+            depends: depends.to_owned(),
+            ..parse_stanza(STANZA).unwrap()
+        };
+        let exactly: Vec<Option<String>> = package
+            .dependencies("linux-")
+            .into_iter()
+            .map(|dependency| dependency.exactly)
+            .collect();
+        assert_eq!(exactly, [Some("6.1.192-2".to_owned()), None, None]);
     }
 
     #[test]

@@ -216,8 +216,8 @@ fn make(
     let mut debs = vec![suite.download(package)?];
     // Newer packagings spread the kernel over several packages.
     for part in ["linux-binary-", "linux-modules-"] {
-        for name in package.dependencies(part) {
-            debs.push(suite.download(&suite.package(&name, Some(&package.version))?)?);
+        for dependency in package.dependencies(part) {
+            debs.push(suite.download(&suite.dependency(&dependency)?)?);
         }
     }
     apt::unpack(&debs, tree.path())?;

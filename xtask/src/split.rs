@@ -115,13 +115,12 @@ pub fn rebuild(kind: Kind, cache: &Cache, suite: &Suite<'_>, image: &Package) ->
 /// The packages that an out-of-tree build needs, downloaded.
 fn headers(suite: &Suite<'_>, image: &Package) -> Result<Vec<PathBuf>> {
     let name = image.name.replacen("linux-image-", "linux-headers-", 1);
-    let version = Some(image.version.as_str());
-    let headers = suite.package(&name, version)?;
+    let headers = suite.package(&name, Some(&image.version))?;
     let mut debs = vec![suite.download(&headers)?];
     let mut others = headers.dependencies("linux-headers-");
     others.extend(headers.dependencies("linux-kbuild-"));
     for other in others {
-        debs.push(suite.download(&suite.package(&other, version)?)?);
+        debs.push(suite.download(&suite.dependency(&other)?)?);
     }
     Ok(debs)
 }

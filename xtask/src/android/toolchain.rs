@@ -131,12 +131,12 @@ fn required(suite: &Suite<'_>, packages: &[Package], prefix: &str) -> Result<Pac
         .iter()
         .map(|package| package.name.as_str())
         .collect();
-    let name = packages
+    let dependency = packages
         .iter()
         .flat_map(|package| package.dependencies(prefix))
-        .find(|name| !have.contains(&name.as_str()))
+        .find(|dependency| !have.contains(&dependency.name.as_str()))
         .with_context(|| format!("no package of {have:?} depends on one called {prefix}..."))?;
-    suite.package(&name, None)
+    suite.dependency(&dependency)
 }
 
 fn download(suite: &Suite<'_>, packages: &[Package]) -> Result<Vec<PathBuf>> {
