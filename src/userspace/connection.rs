@@ -26,6 +26,7 @@ use super::credit::Credit;
 use super::outbox::Outbox;
 use super::packet::{Header, Op, Shutdown, SocketType};
 use super::socket::{Direction, Received, Socket, MAX_SEGMENTS};
+use super::waiting::WaitsFor;
 use crate::address::{Cid, Port};
 use crate::guest_memory::Segment;
 
@@ -107,6 +108,8 @@ pub struct Message {
     pub bytes: Vec<u8>,
     /// How much of it the guest has been given.
     pub given: usize,
+    /// In how many packets.
+    pub packets: usize,
 }
 
 /// A message that the host's socket cannot carry.
@@ -170,18 +173,17 @@ pub struct Connection {
     pub watches_room: bool,
     /// Registered with the event loop.
     pub watched: bool,
-    /// Counted among the half-open ones.
-    pub counted_half_open: bool,
-    /// Asked for by another VM of this process.
-    pub asked_by_sibling: bool,
-    /// Bytes of the outbox counted towards the VM's limit.
+    /// Counted among those that wait for this.
+    pub counted_waiting: Option<WaitsFor>,
+    /// Bytes held and counted towards the VM's limit.
     pub counted_pending: usize,
+    /// Since when none of them has gone.
+    pub held_since: Option<Instant>,
 }
 
 impl Connection {
     /// A connection that has just been asked for.
     pub fn new(key: Key, socket_type: SocketType, state: State, buf_alloc: u32) -> Self {
-        let asked_by_sibling = matches!(state, State::Asked(_)) && key.peer != Cid::HOST;
         Self {
             key,
             socket_type,
@@ -204,18 +206,38 @@ impl Connection {
             queued: false,
             watches_room: false,
             watched: false,
-            counted_half_open: false,
-            asked_by_sibling,
+            counted_waiting: None,
             counted_pending: 0,
+            held_since: None,
         }
     }
 
-    /// Not established yet.
-    pub fn is_half_open(&self) -> bool {
-        matches!(
-            self.state,
-            State::Dialing | State::Ringing | State::Asked(_)
-        )
+    /// Who has not said yes yet, if anybody.
+    pub fn waits_for(&self) -> Option<WaitsFor> {
+        match self.state {
+            State::Dialing => Some(WaitsFor::Host),
+            State::Ringing => Some(WaitsFor::Sibling),
+            State::Asked(_) if self.key.peer == Cid::HOST => Some(WaitsFor::Guest),
+            State::Asked(_) => Some(WaitsFor::GuestForSibling),
+            State::Established | State::Closing | State::Lingering | State::Gone => None,
+        }
+    }
+
+    /// What it holds of others' bytes, and what that costs.
+    pub fn held(&self) -> usize {
+        let message = self.message.as_ref();
+        self.outbox.held() + message.map_or(0, |message| message.bytes.len())
+    }
+
+    /// Notes how many bytes are held now.
+    pub fn count_pending(&mut self, pending: usize, now: Instant) {
+        if pending < self.counted_pending {
+            self.held_since = None;
+        }
+        if pending > 0 {
+            self.held_since.get_or_insert(now);
+        }
+        self.counted_pending = pending;
     }
 
     /// Whether data from the host may go to the guest, room or not.
@@ -258,6 +280,8 @@ impl Connection {
     /// Takes a packet's credit fields.
     pub fn heard(&mut self, header: &Header) {
         self.credit.heard(header);
+        // A message that no longer fits is looked at again once all before it was taken.
+        self.needs = self.needs.min(self.credit.peer_buf_alloc().max(1));
         if self.can_read() {
             self.pause = Duration::ZERO;
         }
@@ -288,38 +312,39 @@ impl Connection {
             SocketType::Stream => self.deliver_bytes(segments, len),
             SocketType::SeqPacket => self.deliver_message(segments, len, ends),
         };
-        match result {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                Err(MessageTooLong(len + self.outbox.len()))
-            }
-            Err(_) => {
-                self.credit.forward(len as u32);
-                self.host_reads_no_more();
-                Ok(())
+        result.or_else(|error| self.write_failed(&error, len))
+    }
+
+    /// A write has failed for good; `len` is what it was to take, if the outbox does not know.
+    fn write_failed(&mut self, error: &io::Error, len: usize) -> Result<(), MessageTooLong> {
+        if error.raw_os_error() == Some(libc::EMSGSIZE) {
+            let message = self.outbox.next(self.socket_type).unwrap_or(len);
+            return Err(MessageTooLong(message));
+        }
+        self.host_reads_no_more();
+        Ok(())
+    }
+
+    /// Writes straight from guest memory, if nothing waits before it; how many bytes went.
+    /// What a broken socket refuses is gone.
+    fn send(&mut self, segments: &[Segment<'_>], len: usize) -> io::Result<usize> {
+        let (true, Some(socket)) = (self.outbox.is_empty(), &self.socket) else {
+            return Ok(0);
+        };
+        match socket.send(segments) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => {
+                self.credit.forward(*result.as_ref().unwrap_or(&len) as u32);
+                result
             }
         }
     }
 
     fn deliver_bytes(&mut self, segments: &[Segment<'_>], len: usize) -> io::Result<()> {
-        let mut rest: Vec<Segment<'_>> = Vec::new();
-        let mut segments = segments;
-        let mut left = len;
-        if let (true, Some(socket)) = (self.outbox.is_empty(), &self.socket) {
-            let sent = match socket.send(segments) {
-                Ok(sent) => sent,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(error),
-            };
-            self.credit.forward(sent as u32);
-            left -= sent;
-            if left == 0 {
-                return Ok(());
-            }
-            crate::guest_memory::slice_across(segments, sent, left, &mut rest);
-            segments = &rest;
-        }
-        self.outbox.push(segments);
+        let sent = self.send(segments, len)?;
+        let mut rest = Vec::new();
+        crate::guest_memory::slice_across(segments, sent, len - sent, &mut rest);
+        self.outbox.push(&rest);
         Ok(())
     }
 
@@ -329,17 +354,9 @@ impl Connection {
         len: usize,
         ends: bool,
     ) -> io::Result<()> {
-        if let (true, Some(socket)) = (ends && self.outbox.is_empty(), &self.socket) {
-            if segments.len() <= MAX_SEGMENTS {
-                match socket.send(segments) {
-                    Ok(_) => {
-                        self.credit.forward(len as u32);
-                        return Ok(());
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
-            }
+        let whole = ends && segments.len() <= MAX_SEGMENTS && len > 0;
+        if whole && self.send(segments, len)? > 0 {
+            return Ok(());
         }
         self.outbox.push(segments);
         if ends {
@@ -359,18 +376,19 @@ impl Connection {
         let Some(socket) = &self.socket else {
             return Ok(());
         };
-        let sent = match self.socket_type {
-            SocketType::Stream => self.outbox.flush_bytes(socket)?,
-            SocketType::SeqPacket => self.outbox.flush_messages(socket)?,
-        };
-        self.credit.forward(sent as u32);
-        Ok(())
+        let flushed = self.outbox.flush(socket, self.socket_type);
+        self.credit.forward(flushed.bytes as u32);
+        if flushed.more {
+            // Asking anew brings an event, although the socket has not been full.
+            self.watches_room = false;
+        }
+        flushed.error.map_or(Ok(()), Err)
     }
 
     /// The host's socket has room again.
-    pub fn flush(&mut self) {
-        if self.flush_outbox().is_err() {
-            self.host_reads_no_more();
+    pub fn flush(&mut self) -> Result<(), MessageTooLong> {
+        if let Err(error) = self.flush_outbox() {
+            self.write_failed(&error, 0)?;
         }
         if self.outbox.is_empty() {
             if self.guest_closed.send {
@@ -380,6 +398,7 @@ impl Connection {
                 self.state = State::Gone;
             }
         }
+        Ok(())
     }
 
     fn shut(&self, direction: Direction) {

@@ -10,7 +10,8 @@
 //! Linux guests since 6.12.92 also bound the *number* of packets in a socket's queue
 //! by `(packets + 1) * SKB_TRUESIZE(0) <= buf_alloc` and reset the connection beyond
 //! it, which the credit on the wire does not express. So packets on their way are
-//! counted here, too ([`Credit::packet_room`]).
+//! counted here, too ([`Credit::packet_room`]). Of an empty message nobody tells whether it
+//! was read: it counts as read with all bytes before it, once the guest says anything.
 
 use std::collections::VecDeque;
 
@@ -131,11 +132,12 @@ impl Credit {
         self.peer_buf_alloc.saturating_sub(on_the_way)
     }
 
-    fn most_packets(&self) -> usize {
+    /// Data packets that may be on their way at once.
+    pub fn most_packets(&self) -> usize {
         (self.peer_buf_alloc / PACKET_COST).clamp(1, MAX_PACKETS) as usize
     }
 
-    /// Packets with payload that may be sent to the guest now.
+    /// Data packets that may be sent to the guest now.
     pub fn packet_room(&self) -> usize {
         self.most_packets().saturating_sub(self.in_flight.len())
     }
@@ -157,13 +159,11 @@ impl Credit {
         self.peer_buf_alloc
     }
 
-    /// Counts a packet with `len` bytes of payload sent to the guest.
+    /// Counts a data packet with `len` bytes of payload sent to the guest.
     pub fn send(&mut self, len: u32) {
         self.sent = self.sent.wrapping_add(len);
-        if len > 0 {
-            self.in_flight.push_back(self.sent);
-            self.since_asked += 1;
-        }
+        self.in_flight.push_back(self.sent);
+        self.since_asked += 1;
     }
 }
 

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The host's side of the [`Muxer`]: clients that ask for the guest, and the sockets that
-//! the guest's requests lead to.
+//! The host's side of the [`Muxer`]: what host clients and siblings ask of the guest, and
+//! the sockets that the guest's requests lead to.
 //!
-//! Nothing here waits. A client that has not said `CONNECT` is a socket in a bounded
-//! table with a deadline; a full backlog is tried again by a timer; when descriptors
-//! run out, new connections are refused with the help of a spare one and the others
-//! go on.
+//! Nothing here waits: a full backlog is tried again by a timer, a sibling answers through
+//! a socket.
 
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
@@ -14,182 +12,26 @@ use std::time::{Duration, Instant};
 use log::debug;
 
 use super::connection::{Greeting, Key, State};
-use super::hybrid::{self, Line};
-use super::listener::{HostPlace, ListenerKind};
+use super::hybrid;
+use super::listener::HostPlace;
 use super::muxer::Muxer;
 use super::packet::{Header, SocketType};
-use super::sibling::{Offer, YES};
+use super::sibling::{Membership, Offer, OfferError, YES};
 use super::slab::Id;
 use super::socket::{is_out_of_descriptors, Socket};
 use super::tokens;
+use super::waiting::WaitsFor;
 use crate::address::{Cid, Port};
 use crate::epoll::Interest;
-use crate::event::EventFd;
-
-/// Clients accepted in a row before others get their turn.
-const ACCEPT_BURST: usize = 64;
 
 /// Offers of siblings taken in a row before others get their turn.
 const MAIL_BURST: usize = 64;
-
-/// How long nobody is let in when not even the spare descriptor is left.
-const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// The lowest port that the guest sees host clients on; those below are for programs
 /// with names.
 pub(super) const FIRST_HOST_PORT: u32 = 1 << 30;
 
-/// A host client that has not said yet what it wants.
-#[derive(Debug)]
-pub(super) struct Client {
-    socket: Socket,
-    socket_type: SocketType,
-    deadline: Instant,
-}
-
 impl Muxer {
-    /// Has the event loop watch listeners and mailbox.
-    pub(super) fn watch(&self) -> io::Result<()> {
-        for (slot, listener) in self.host.listeners.iter().enumerate() {
-            let token = tokens::listener(slot);
-            self.epoll
-                .add(&listener.socket, token, Interest::READABLE)?;
-        }
-        if let Some(membership) = &self.membership {
-            let mailbox = membership.mailbox().as_ref();
-            self.epoll
-                .add(mailbox, tokens::MAILBOX, Interest::READABLE)?;
-        }
-        Ok(())
-    }
-
-    /// Host programs connect to a listener.
-    pub(super) fn accept(&mut self, slot: usize, now: Instant) {
-        for _ in 0..ACCEPT_BURST {
-            let Some(listener) = self.host.listeners.get(slot) else {
-                return;
-            };
-            let (socket_type, kind) = (listener.socket_type, listener.kind.clone());
-            match listener.socket.accept() {
-                Ok(socket) => match kind {
-                    ListenerKind::Hybrid(_) => self.add_client(socket, socket_type, now),
-                    ListenerKind::Port(port) => {
-                        self.open_from_host(socket, socket_type, port, None, now);
-                    }
-                },
-                Err(error) if is_out_of_descriptors(&error) => {
-                    self.turn_one_away(slot, now);
-                    return;
-                }
-                // Nobody waits, or whoever did has left.
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// No descriptor is left for a client: hangs up on it with the spare one, for it would
-    /// wait in the backlog, and wake us, for ever.
-    fn turn_one_away(&mut self, slot: usize, now: Instant) {
-        self.stats.out_of_descriptors.add(1);
-        self.report(format_args!(
-            "out of descriptors: a host client was turned away"
-        ));
-        self.spare = None;
-        if let Some(listener) = self.host.listeners.get(slot) {
-            if listener
-                .socket
-                .accept()
-                .is_err_and(|error| is_out_of_descriptors(&error))
-            {
-                self.watch_listeners(Interest::NONE);
-                self.closed_until = Some(now + OUT_OF_DESCRIPTORS);
-            }
-        }
-        self.spare = EventFd::new().ok();
-    }
-
-    fn watch_listeners(&self, interest: Interest) {
-        for (slot, listener) in self.host.listeners.iter().enumerate() {
-            // Cannot fail for a registered descriptor.
-            let _ = self
-                .epoll
-                .modify(&listener.socket, tokens::listener(slot), interest);
-        }
-    }
-
-    /// Lets clients in again when it is time.
-    pub(super) fn open_listeners(&mut self, now: Instant) {
-        if self.closed_until.is_some_and(|until| until <= now) {
-            self.closed_until = None;
-            self.watch_listeners(Interest::READABLE);
-        }
-    }
-
-    fn add_client(&mut self, socket: Socket, socket_type: SocketType, now: Instant) {
-        if self.clients.len() + self.half_open.all >= self.limits.half_open {
-            self.stats.limit_half_open.add(1);
-            let limit = self.limits.half_open;
-            self.report(format_args!(
-                "{limit} connections are half open: hung up on a client"
-            ));
-            return;
-        }
-        let deadline = now + self.limits.handshake;
-        let client = |_| Client {
-            socket,
-            socket_type,
-            deadline,
-        };
-        let Some(id) = self.clients.insert(client) else {
-            return;
-        };
-        self.client_timers.add(deadline, id);
-        if let Some(client) = self.clients.get_mut(id) {
-            let watched =
-                self.epoll
-                    .add(&client.socket, tokens::client(id), Interest::READABLE_EDGE);
-            if watched.is_err() {
-                self.clients.remove(id);
-            }
-        }
-    }
-
-    pub(super) fn expire_clients(&mut self, now: Instant) {
-        while let Some((when, id)) = self.client_timers.pop(now) {
-            if self.clients.get_mut(id).is_some_and(|c| c.deadline == when) {
-                debug!("vm {}: a client said nothing in time", self.guest);
-                self.clients.remove(id);
-            }
-        }
-    }
-
-    /// A client has said something, or has left.
-    pub(super) fn client_event(&mut self, id: Id, now: Instant) {
-        let Some(client) = self.clients.get_mut(id) else {
-            return;
-        };
-        match hybrid::read_line(&client.socket, client.socket_type) {
-            Ok(Line::Partial) => {}
-            Ok(Line::Connect(port)) => {
-                if let Some(client) = self.clients.remove(id) {
-                    let token = Some(tokens::client(id));
-                    self.open_from_host(client.socket, client.socket_type, port, token, now);
-                }
-            }
-            Ok(Line::Gone) => drop(self.clients.remove(id)),
-            Ok(Line::Nonsense) => {
-                self.clients.remove(id);
-                self.report(format_args!(
-                    "a client said something else than `CONNECT <port>`: hung up"
-                ));
-            }
-            Err(error) => {
-                debug!("vm {}: a client: {error}", self.guest);
-                self.clients.remove(id);
-            }
-        }
-    }
-
     /// A port that no connection to `guest_port` uses.
     pub(super) fn free_port(&mut self, guest_port: Port) -> Port {
         loop {
@@ -209,7 +51,7 @@ impl Muxer {
 
     /// A host client asks for a port of the guest. `watched`: its socket is already known to
     /// the event loop, under that token.
-    fn open_from_host(
+    pub(super) fn open_from_host(
         &mut self,
         socket: Socket,
         socket_type: SocketType,
@@ -247,7 +89,12 @@ impl Muxer {
             );
             return;
         }
-        if self.by_key.contains_key(&key) {
+        let whom = if key.peer == Cid::HOST {
+            WaitsFor::Guest
+        } else {
+            WaitsFor::GuestForSibling
+        };
+        if self.by_key.contains_key(&key) || !self.may_wait_for(whom) {
             return;
         }
         let Some(id) = self.add(key, socket_type, State::Asked(greeting)) else {
@@ -288,12 +135,12 @@ impl Muxer {
         let before = std::mem::replace(&mut connection.state, State::Established);
         connection.deadline = None;
         if let (State::Asked(Greeting::Bytes(bytes)), Some(socket)) = (before, &connection.socket) {
-            let sent = socket.send_bytes(&[IoSlice::new(&bytes)]);
-            // The socket's buffer is empty: a greeting that does not fit cannot be sent.
-            if !sent.is_ok_and(|len| len == bytes.len()) {
-                debug!("vm {}: a client left before the guest accepted", self.guest);
-                self.abort(id);
-                return;
+            match socket.send_bytes(&[IoSlice::new(&bytes)]) {
+                Ok(len) if len == bytes.len() => {}
+                // The socket's buffer is empty: a greeting that does not fit cannot be sent.
+                Ok(_) => return self.abort(id),
+                // It has left. What it sent before is still the guest's.
+                Err(_) => connection.hung_up = true,
             }
         }
         if connection.hung_up {
@@ -320,15 +167,12 @@ impl Muxer {
         // A guest whose vsock is forwarded may ask for any CID: the host's programs stand
         // in for VMs that are not there.
         let forwarded = matches!(self.host.place, HostPlace::Vsock { .. });
-        if key.peer == Cid::HOST {
+        let sibling = |membership: &Membership| membership.knows(key.peer);
+        let is_sibling = self.membership.as_ref().is_some_and(sibling);
+        if key.peer == Cid::HOST || (forwarded && !is_sibling) {
             self.dial(id, now);
-        } else if !self.ring(id, now) {
-            if forwarded {
-                self.dial(id, now);
-            } else {
-                self.stats.refused.add(1);
-                self.abort(id);
-            }
+        } else {
+            self.ring(id, now);
         }
         self.settle(id, now);
     }
@@ -339,6 +183,7 @@ impl Muxer {
             return;
         };
         let (key, socket_type) = (connection.key, connection.socket_type);
+        let waited = connection.counted_waiting.is_some();
         let port = key.peer_port;
         let handed_over = self.acceptors.offer(self.guest, key, socket_type);
         let (socket, connected) = match (handed_over, &self.host.place) {
@@ -354,25 +199,45 @@ impl Muxer {
         match socket {
             Ok(socket) => {
                 if !self.attach(id, socket, false) {
-                    self.abort(id);
+                    self.refuse_request(id);
                 } else if connected {
                     self.reached(id);
-                } else {
+                } else if self.may_wait_for(WaitsFor::Host) {
                     self.set_deadline(id, now + self.limits.dial);
+                } else {
+                    self.refuse_request(id);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dial_later(id, now),
-            Err(error) => {
-                if is_out_of_descriptors(&error) {
-                    self.stats.out_of_descriptors.add(1);
-                    self.report(format_args!("a guest's request is refused: {error}"));
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if waited || self.may_wait_for(WaitsFor::Host) {
+                    self.dial_later(id, now);
                 } else {
+                    self.refuse_request(id);
+                }
+            }
+            Err(error) => {
+                if !self.noted_out_of_descriptors(&error) {
                     debug!("vm {}: nobody at port {port}: {error}", self.guest);
                 }
-                self.stats.refused.add(1);
-                self.abort(id);
+                self.refuse_request(id);
             }
         }
+    }
+
+    /// Whether the request cannot be met for want of descriptors, which is noted.
+    fn noted_out_of_descriptors(&self, error: &io::Error) -> bool {
+        let is = is_out_of_descriptors(error);
+        if is {
+            self.stats.out_of_descriptors.add(1);
+            self.report(format_args!("a guest's request is refused: {error}"));
+        }
+        is
+    }
+
+    /// Ends what the guest has asked for and does not get.
+    fn refuse_request(&mut self, id: Id) {
+        self.stats.refused.add(1);
+        self.abort(id);
     }
 
     /// There is a host program for what the guest asked for.
@@ -382,34 +247,55 @@ impl Muxer {
             connection.wants.response = true;
             connection.deadline = None;
             connection.pause = Duration::ZERO;
+            if connection.hung_up {
+                connection.hang_up();
+            }
             self.stats.connections.add(1);
         }
         self.tell_of_start(id);
     }
 
-    /// Asks the device of the sibling that the guest asked for. `false`: there is none.
-    fn ring(&mut self, id: Id, now: Instant) -> bool {
-        let Some(connection) = self.connections.get_mut(id) else {
-            return false;
-        };
-        let (key, socket_type) = (connection.key, connection.socket_type);
-        let rung = self.membership.as_ref().and_then(|membership| {
-            let (ours, theirs) = Socket::pair(socket_type).ok()?;
-            let offer = Offer {
-                from: self.guest.cid(),
-                from_port: key.guest_port,
-                to_port: key.peer_port,
-                socket_type,
-                socket: theirs,
-            };
-            membership.offer(key.peer, offer).then_some(ours)
-        });
-        let rung = rung.is_some_and(|socket| self.attach(id, socket, false));
-        if let (true, Some(connection)) = (rung, self.connections.get_mut(id)) {
+    /// Asks the device of the sibling that the guest asked for.
+    fn ring(&mut self, id: Id, now: Instant) {
+        if !self.may_wait_for(WaitsFor::Sibling) || !self.offer(id) {
+            return self.refuse_request(id);
+        }
+        if let Some(connection) = self.connections.get_mut(id) {
             connection.state = State::Ringing;
             self.set_deadline(id, now + self.limits.handshake);
         }
-        rung
+    }
+
+    /// Puts one end of a pair into a sibling's mailbox and keeps the other.
+    fn offer(&mut self, id: Id) -> bool {
+        let (Some(connection), Some(membership)) = (self.connections.get_mut(id), &self.membership)
+        else {
+            return false;
+        };
+        let (key, socket_type) = (connection.key, connection.socket_type);
+        let (ours, theirs) = match Socket::pair(socket_type) {
+            Ok(pair) => pair,
+            Err(error) => {
+                self.noted_out_of_descriptors(&error);
+                return false;
+            }
+        };
+        let offer = Offer {
+            from: self.guest.cid(),
+            from_port: key.guest_port,
+            to_port: key.peer_port,
+            socket_type,
+            socket: theirs,
+        };
+        match membership.offer(key.peer, offer) {
+            Ok(()) => self.attach(id, ours, false),
+            Err(OfferError::Nobody) => false,
+            Err(error @ OfferError::Full) => {
+                self.stats.limit_half_open.add(1);
+                self.report(format_args!("CID {}: {error}", key.peer));
+                false
+            }
+        }
     }
 
     /// Siblings ask for the guest.
@@ -427,14 +313,6 @@ impl Muxer {
             let Some(offer) = mailbox.take() else {
                 return;
             };
-            if self.half_open.by_siblings >= self.limits.sibling_requests {
-                self.stats.limit_half_open.add(1);
-                self.report(format_args!(
-                    "siblings have asked for the guest {} times without an answer yet: refused one more",
-                    self.limits.sibling_requests
-                ));
-                continue;
-            }
             let key = Key {
                 peer: offer.from,
                 peer_port: offer.from_port,
@@ -452,15 +330,14 @@ impl Muxer {
         };
         connection.readable |= interest.readable();
         connection.end_announced |= interest.read_closed() || interest.urgent();
+        // An edge comes once, whatever the connection is waiting for then.
+        connection.hung_up |= interest.hung_up();
         match connection.state {
             State::Dialing if interest.writable() => {
                 let result = connection.socket.as_ref().map(Socket::connect_result);
                 match result {
                     Some(Ok(())) => self.reached(id),
-                    _ => {
-                        self.stats.refused.add(1);
-                        self.abort(id);
-                    }
+                    _ => self.refuse_request(id),
                 }
             }
             State::Ringing if interest.readable() => {
@@ -472,22 +349,26 @@ impl Muxer {
                 match got {
                     Some(Ok(1)) if answer[0] == YES => self.reached(id),
                     Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    _ => {
-                        self.stats.refused.add(1);
-                        self.abort(id);
-                    }
+                    _ => self.refuse_request(id),
                 }
             }
             State::Asked(_) if interest.hung_up() => {
-                debug!("vm {}: a client left before the guest answered", self.guest);
-                self.abort(id);
+                // What it has sent is the guest's, even so.
+                let left = |socket: &Socket| socket.peek(&mut [0]).is_ok_and(|len| len > 0);
+                if !connection.socket.as_ref().is_some_and(left) {
+                    debug!("vm {}: a client left before the guest answered", self.guest);
+                    self.abort(id);
+                }
             }
             State::Established | State::Lingering => {
                 if interest.hung_up() {
                     connection.hang_up();
                 }
                 if interest.writable() && !connection.outbox.is_empty() {
-                    connection.flush();
+                    if let Err(error) = connection.flush() {
+                        self.report(format_args!("{error}: connection reset"));
+                        return self.abort(id);
+                    }
                     if connection.state == State::Lingering {
                         let close = self.limits.close;
                         self.set_deadline(id, now + close);

@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 
 use super::packet::SocketType;
-use super::socket::Socket;
+use super::socket::{NextMessage, Socket};
 use crate::address::Port;
 
 /// Longest line in bytes, the newline included.
@@ -73,7 +73,7 @@ pub fn read_line(socket: &Socket, socket_type: SocketType) -> io::Result<Line> {
         None if socket.read_closed() => return Ok(Line::Gone),
         None => return Ok(Line::Partial),
     };
-    if socket_type == SocketType::SeqPacket && socket.next_message_len()? != Some(end + 1) {
+    if socket_type == SocketType::SeqPacket && socket.next_message()? != NextMessage::Of(end + 1) {
         // What is behind the line in its message would be lost with it.
         return Ok(Line::Nonsense);
     }

@@ -11,11 +11,14 @@ pub struct Limits {
     /// Connections at once, of either origin. Beyond: the guest gets RST, a host
     /// client is hung up on.
     pub connections: usize,
-    /// Connections not yet established, and host clients that have not said
-    /// `CONNECT` yet. Beyond: as above.
+    /// Connections that wait for the guest's answer, for host programs with a full backlog,
+    /// for siblings, each; beyond: as above. Host clients that have not said `CONNECT` yet;
+    /// beyond: the one that has been silent for longest is hung up on.
     pub half_open: usize,
-    /// Bytes taken from the guest that full host sockets have refused, over all
-    /// connections, and what it takes to tell messages apart. Beyond: the connection that adds to them is reset.
+    /// Bytes held over all connections: from the guest, refused by full host sockets, with
+    /// what it takes to tell messages apart; and messages to the guest on their way in
+    /// pieces. Beyond: a connection that has many of them, and of those the one that has
+    /// got rid of none for longest, is reset.
     pub pending_bytes: usize,
     /// RSTs for connections that do not exist, while the guest posts no buffers.
     /// Beyond: they are dropped.

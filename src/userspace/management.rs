@@ -32,7 +32,7 @@ impl Connection {
             peer_port: self.key.peer_port,
             socket_type: self.socket_type,
             progress: match self.state {
-                _ if self.is_half_open() => Progress::Opening,
+                _ if self.waits_for().is_some() => Progress::Opening,
                 State::Established => Progress::Established,
                 _ => Progress::Closing,
             },
@@ -42,7 +42,7 @@ impl Connection {
 
     /// Both sides had said yes, whatever has become of it since.
     fn was_established(&self) -> bool {
-        !self.is_half_open() && !self.counted_half_open
+        self.waits_for().is_none() && self.counted_waiting.is_none()
     }
 }
 

@@ -22,13 +22,13 @@
 //! # Where things are
 //! - [`packet`] the header; [`credit`] flow control; [`ring`] the queues;
 //! - `connection` one connection's state; `muxer` all of them, the guest's side;
-//!   `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
+//!   `clients` and `host` the host's side, `upkeep` clock and books; `tx` and `rx` move packets
 //!   between rings and these; `reset_event` tells the guest that they are gone;
 //! - [`listener`] where host programs are, [`hybrid`] how they ask; [`sibling`] how VMs of
 //!   one process meet; [`acceptor`] listeners that an operator has put in a program's place,
 //!   `management` what else an operator may ask;
-//! - [`socket`] system calls; `completions`, `outbox`, `polling`, `slab`, `timer`, `tokens`
-//!   small parts;
+//! - [`socket`] system calls; `completions`, `outbox`, `polling`, `slab`, `timer`, `tokens`,
+//!   `waiting` small parts;
 //! - [`limits`], [`stats`].
 //!
 //! # Rules that make it fast, and keep it fair
@@ -39,6 +39,7 @@
 //! connection: not a full socket, not a full backlog, not a guest without buffers.
 
 pub mod acceptor;
+mod clients;
 mod completions;
 mod connection;
 pub mod credit;
@@ -62,6 +63,7 @@ mod timer;
 mod tokens;
 mod tx;
 mod upkeep;
+mod waiting;
 
 use std::io;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! All connections of one VM: which packet is whose, and what becomes of it.
 //!
 //! This file is the guest's side: packets in ([`Muxer::packet`], [`Muxer::deliver`]), RSTs
-//! out. The host's side is in `host.rs`, timers and books in `upkeep.rs`; `rx.rs` turns
+//! out. The host's side is in `clients.rs` and `host.rs`, timers and books in `upkeep.rs`; `rx.rs` turns
 //! [`Wants`](super::connection::Wants) into packets.
 //!
 //! Rules for RST (5.10.6.4 and `virtio_transport_recv_pkt`): a packet for no
@@ -19,8 +19,9 @@ use std::time::Instant;
 use log::{debug, warn};
 
 use super::acceptor::Acceptors;
+use super::clients::Client;
 use super::connection::{Connection, Key, State};
-use super::host::{Client, FIRST_HOST_PORT};
+use super::host::FIRST_HOST_PORT;
 use super::hybrid::Reply;
 use super::limits::Limits;
 use super::listener::HostSide;
@@ -29,6 +30,7 @@ use super::sibling::Membership;
 use super::slab::{Id, Slab};
 use super::stats::Stats;
 use super::timer::Timers;
+use super::waiting::{Waiting, WaitsFor};
 use crate::address::{Cid, GuestCid, Port};
 use crate::epoll::Epoll;
 use crate::event::EventFd;
@@ -52,33 +54,6 @@ pub enum Verdict {
     },
 }
 
-/// How many connections are not established yet.
-#[derive(Debug, Default)]
-pub(super) struct HalfOpen {
-    /// All of them.
-    pub(super) all: usize,
-    /// Those that siblings ask for and the guest has not answered.
-    pub(super) by_siblings: usize,
-}
-
-impl HalfOpen {
-    /// Counts a connection in or out, if that is news.
-    pub(super) fn count(&mut self, connection: &mut Connection, half_open: bool) {
-        if connection.counted_half_open == half_open {
-            return;
-        }
-        connection.counted_half_open = half_open;
-        let by_sibling = usize::from(connection.asked_by_sibling);
-        if half_open {
-            self.all += 1;
-            self.by_siblings += by_sibling;
-        } else {
-            self.all -= 1;
-            self.by_siblings -= by_sibling;
-        }
-    }
-}
-
 /// Connections, clients and their books.
 pub struct Muxer {
     pub(super) guest: GuestCid,
@@ -99,7 +74,7 @@ pub struct Muxer {
     pub(super) resets: VecDeque<Header>,
     pub(super) timers: Timers,
     pub(super) client_timers: Timers,
-    pub(super) half_open: HalfOpen,
+    pub(super) waiting: Waiting,
     pub(super) pending_bytes: usize,
     pub(super) next_port: u32,
     /// Whether there is a guest to connect to.
@@ -139,7 +114,7 @@ impl Muxer {
             resets: VecDeque::new(),
             timers: Timers::default(),
             client_timers: Timers::default(),
-            half_open: HalfOpen::default(),
+            waiting: Waiting::default(),
             pending_bytes: 0,
             next_port: FIRST_HOST_PORT,
             listening: false,
@@ -287,19 +262,6 @@ impl Muxer {
             return;
         }
         self.stats.bytes_from_guest.add(len as u64);
-        let held = connection
-            .outbox
-            .held()
-            .saturating_sub(connection.counted_pending);
-        if self.pending_bytes + held > self.limits.pending_bytes {
-            self.stats.limit_pending_bytes.add(1);
-            let limit = self.limits.pending_bytes;
-            self.report(format_args!(
-                "host programs do not read and {limit} bytes wait: connection reset"
-            ));
-            self.abort(id);
-            return;
-        }
         self.settle(id, now);
     }
 
@@ -403,7 +365,7 @@ impl Muxer {
         if let Some(mut connection) = self.connections.remove(id) {
             self.pending_bytes -= connection.counted_pending;
             self.tell_of_end(&connection);
-            self.half_open.count(&mut connection, false);
+            self.waiting.count(&mut connection, None);
         }
         // What waits for buffers would wait for ever if the guest posts none.
         if self.ready.len() > 2 * self.connections.len() + 64 {
@@ -412,16 +374,19 @@ impl Muxer {
         }
     }
 
+    /// Whether one more connection may wait for `whom`: reported if not.
+    pub(super) fn may_wait_for(&self, whom: WaitsFor) -> bool {
+        let most = whom.most(&self.limits);
+        if self.waiting.at(whom) < most {
+            return true;
+        }
+        self.stats.limit_half_open.add(1);
+        self.report(format_args!("{most} {whom}: refused one more"));
+        false
+    }
+
     /// Adds a connection that `key` names from now on. `None`: a limit is hit.
     pub(super) fn add(&mut self, key: Key, socket_type: SocketType, state: State) -> Option<Id> {
-        if self.half_open.all + self.clients.len() >= self.limits.half_open {
-            self.stats.limit_half_open.add(1);
-            let limit = self.limits.half_open;
-            self.report(format_args!(
-                "{limit} connections are half open: refused one more"
-            ));
-            return None;
-        }
         let buf_alloc = self.limits.buf_alloc;
         let id = self
             .connections

@@ -9,8 +9,24 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
+use super::packet::SocketType;
 use super::socket::Socket;
 use crate::guest_memory::Segment;
+
+/// Writes in a row before other connections get their turn: a quick reader of small
+/// messages could keep us for ever.
+const MOST_WRITES: usize = 128;
+
+/// What a flush has come to.
+#[derive(Debug, Default)]
+pub struct Flushed {
+    /// Bytes that went.
+    pub bytes: usize,
+    /// There is more, and the socket may still have room.
+    pub more: bool,
+    /// The socket takes no more, ever.
+    pub error: Option<io::Error>,
+}
 
 /// A queue of bytes, or of messages.
 #[derive(Debug, Default)]
@@ -75,43 +91,44 @@ impl Outbox {
         len
     }
 
-    /// Writes to a stream until the socket is full; how many bytes went.
-    pub fn flush_bytes(&mut self, socket: &Socket) -> io::Result<usize> {
-        let mut total = 0;
-        while !self.bytes.is_empty() {
-            let (front, back) = self.bytes.as_slices();
-            match socket.send_bytes(&[IoSlice::new(front), IoSlice::new(back)]) {
-                Ok(sent) => {
-                    self.bytes.drain(..sent);
-                    total += sent;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
+    /// How many bytes the next write is to take: all, or the first complete message's.
+    pub fn next(&self, socket_type: SocketType) -> Option<usize> {
+        match socket_type {
+            SocketType::Stream => (!self.bytes.is_empty()).then_some(self.bytes.len()),
+            SocketType::SeqPacket => self.messages.front().copied(),
         }
-        self.release();
-        Ok(total)
     }
 
-    /// Sends complete messages until the socket is full; how many bytes went.
-    pub fn flush_messages(&mut self, socket: &Socket) -> io::Result<usize> {
-        let mut total = 0;
-        while let Some(&len) = self.messages.front() {
+    /// Writes until the socket is full, or others should have their turn.
+    pub fn flush(&mut self, socket: &Socket, socket_type: SocketType) -> Flushed {
+        let mut flushed = Flushed::default();
+        for turn in 0.. {
+            let Some(len) = self.next(socket_type) else {
+                break;
+            };
+            if turn == MOST_WRITES {
+                flushed.more = true;
+                break;
+            }
             let (front, back) = self.bytes.as_slices();
             let front = &front[..len.min(front.len())];
             let back = &back[..len - front.len()];
             match socket.send_bytes(&[IoSlice::new(front), IoSlice::new(back)]) {
-                Ok(_) => {
-                    self.bytes.drain(..len);
+                Ok(sent) => {
+                    self.bytes.drain(..sent);
+                    // A message goes as a whole.
                     self.messages.pop_front();
-                    total += len;
+                    flushed.bytes += sent;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    flushed.error = Some(error);
+                    break;
+                }
             }
         }
         self.release();
-        Ok(total)
+        flushed
     }
 
     /// Gives memory back that is no longer needed: limits count what is held, and a reader
@@ -135,7 +152,7 @@ fn shrink<T>(queue: &mut VecDeque<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::userspace::packet::SocketType;
+    use crate::userspace::socket::NextMessage;
 
     fn outbox(bytes: &[u8]) -> Outbox {
         Outbox {
@@ -152,7 +169,7 @@ mod tests {
         outbox.end_message();
         outbox.bytes.extend(b"tw");
         outbox.open = 2;
-        assert_eq!(outbox.flush_messages(&socket).unwrap(), 3);
+        assert_eq!(outbox.flush(&socket, SocketType::SeqPacket).bytes, 3);
         let mut got = [0; 8];
         assert_eq!(peer.receive_bytes(&mut got).unwrap(), 3);
         assert_eq!((outbox.len(), outbox.is_empty()), (2, false));
@@ -166,21 +183,55 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.end_message();
         assert!(!outbox.is_empty());
-        outbox.flush_messages(&socket).unwrap();
+        outbox.flush(&socket, SocketType::SeqPacket);
         assert!(outbox.is_empty());
-        assert_eq!(peer.next_message_len().unwrap(), Some(0));
+        assert_eq!(peer.next_message().unwrap(), NextMessage::Of(0));
+    }
+
+    #[test]
+    fn many_messages_leave_others_their_turn() {
+        let (socket, peer) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let mut outbox = Outbox::default();
+        for _ in 0..2 * MOST_WRITES {
+            outbox.end_message();
+        }
+        let mut left = 2 * MOST_WRITES;
+        while left > 0 {
+            let before = outbox.messages.len();
+            let flushed = outbox.flush(&socket, SocketType::SeqPacket);
+            let went = before - outbox.messages.len();
+            assert!(went <= MOST_WRITES);
+            assert_eq!(flushed.more, went == MOST_WRITES && left > went);
+            left -= went;
+            while peer.receive_bytes(&mut [0]).is_ok() {}
+        }
+    }
+
+    #[test]
+    fn what_went_before_an_error_counts() {
+        let (socket, peer) = Socket::pair(SocketType::SeqPacket).unwrap();
+        let mut outbox = outbox(b"one");
+        outbox.end_message();
+        // More than a socket's buffer: it will never go.
+        outbox.bytes.extend(vec![0; 4 << 20]);
+        outbox.open = 4 << 20;
+        outbox.end_message();
+        let flushed = outbox.flush(&socket, SocketType::SeqPacket);
+        assert_eq!(flushed.bytes, 3);
+        assert_eq!(flushed.error.unwrap().raw_os_error(), Some(libc::EMSGSIZE));
+        drop(peer);
     }
 
     #[test]
     fn a_full_socket_keeps_the_rest() {
         let (socket, peer) = Socket::pair(SocketType::Stream).unwrap();
         let mut outbox = outbox(&vec![7; 4 << 20]);
-        let mut total = outbox.flush_bytes(&socket).unwrap();
+        let mut total = outbox.flush(&socket, SocketType::Stream).bytes;
         assert_eq!(outbox.len(), (4 << 20) - total);
         let mut got = vec![0; 1 << 20];
         while !outbox.is_empty() {
             while peer.receive_bytes(&mut got).is_ok() {}
-            total += outbox.flush_bytes(&socket).unwrap();
+            total += outbox.flush(&socket, SocketType::Stream).bytes;
         }
         assert_eq!(total, 4 << 20);
     }
@@ -191,7 +242,7 @@ mod tests {
         let mut outbox = outbox(&vec![7; 4 << 20]);
         let mut got = vec![0; 1 << 16];
         while outbox.len() > 100_000 {
-            outbox.flush_bytes(&socket).unwrap();
+            outbox.flush(&socket, SocketType::Stream);
             peer.receive_bytes(&mut got).unwrap();
         }
         assert!(!outbox.is_empty(), "nothing is tested");

@@ -16,7 +16,7 @@ use super::muxer::Muxer;
 use super::packet::{Header, MessageEnd, Op, Shutdown, SocketType, HEADER_LEN};
 use super::ring::{Direction, RingError, SplitRing};
 use super::slab::Id;
-use super::socket::{LONGEST_UNTOLD, MAX_SEGMENTS};
+use super::socket::{NextMessage, LONGEST_UNTOLD, MAX_SEGMENTS};
 use crate::bus::Bus;
 use crate::guest_memory::{slice_across, write_across, Segment};
 
@@ -185,7 +185,12 @@ fn fill(buffers: &mut Buffers<'_, '_>, muxer: &mut Muxer, now: Instant) -> Resul
         }
         if let Some(reset) = muxer.resets.pop_front() {
             buffers.give(|| reset)?;
-        } else if let Some(id) = muxer.ready.pop_front() {
+            // Resets must not keep connections waiting, however many there are.
+            if !buffers.any()? {
+                return Ok(());
+            }
+        }
+        if let Some(id) = muxer.ready.pop_front() {
             serve(id, buffers, muxer, now)?;
             muxer.settle(id, now);
         }
@@ -230,7 +235,7 @@ fn serve(
             }
             Outcome::TooLong(len) => {
                 muxer.report(format_args!(
-                    "a message of {len} bytes is larger than the guest's buffer: connection reset"
+                    "a message of {len} bytes does not fit the guest's buffers: connection reset"
                 ));
                 muxer.abort(id);
                 return Ok(());
@@ -346,21 +351,29 @@ fn give_message(
         let Some(socket) = &connection.socket else {
             return Ok(Outcome::Given(0));
         };
-        let len = match socket.next_message_len() {
-            Ok(Some(len)) if len > connection.credit.peer_buf_alloc() as usize => {
+        let next = match socket.next_message() {
+            Ok(next) => next,
+            Err(error) => return Ok(no_message(connection, &error)),
+        };
+        let len = match next {
+            NextMessage::Of(len) if len > connection.credit.peer_buf_alloc() as usize => {
                 return Ok(Outcome::TooLong(len));
             }
-            Ok(Some(len)) if len > connection.credit.room() as usize => {
+            NextMessage::Of(len) if len > connection.credit.room() as usize => {
                 connection.needs = len as u32;
                 return Ok(Outcome::Given(0));
             }
-            Ok(len) => len.unwrap_or(LONGEST_UNTOLD),
-            Err(error) => return Ok(no_message(connection, &error)),
+            NextMessage::Of(len) => len,
+            NextMessage::Untold => LONGEST_UNTOLD,
+            NextMessage::End => {
+                connection.end_of_file();
+                return Ok(Outcome::Given(0));
+            }
         };
         connection.needs = 1;
         let mut bytes = vec![0; len];
-        match socket.receive_bytes(&mut bytes) {
-            Ok(0) if socket.read_closed() => {
+        match socket.receive_message(&mut bytes) {
+            Ok(0) if next == NextMessage::Untold && socket.read_closed() => {
                 connection.end_of_file();
                 return Ok(Outcome::Given(0));
             }
@@ -373,7 +386,11 @@ fn give_message(
         if bytes.len() > connection.credit.peer_buf_alloc() as usize {
             return Ok(Outcome::TooLong(bytes.len()));
         }
-        connection.message = Some(Message { bytes, given: 0 });
+        connection.message = Some(Message {
+            bytes,
+            given: 0,
+            packets: 0,
+        });
     }
     let mut total = 0;
     while connection.credit.packet_room() > 0 {
@@ -403,6 +420,7 @@ fn give_message(
         };
         if let Some(message) = &mut connection.message {
             message.given += len;
+            message.packets += 1;
         }
         if done {
             connection.message = None;
@@ -412,5 +430,11 @@ fn give_message(
         buffers.use_up(&header, len);
         total += len;
     }
-    Ok(Outcome::Given(total))
+    match &connection.message {
+        // The guest reads a message once it has all of it.
+        Some(message) if message.packets >= connection.credit.most_packets() => {
+            Ok(Outcome::TooLong(message.bytes.len()))
+        }
+        _ => Ok(Outcome::Given(total)),
+    }
 }

@@ -140,36 +140,46 @@ pub enum JoinError {
     Mailbox(#[from] std::io::Error),
 }
 
+/// Why an [`Offer`] reaches nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OfferError {
+    /// There is no other VM with this CID in a common group.
+    #[error("no sibling has this CID")]
+    Nobody,
+    /// Its mailbox is full.
+    #[error("too many requests wait for the sibling")]
+    Full,
+}
+
 impl Membership {
     /// This VM's mailbox.
     pub fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
 
-    /// Puts `offer` into the mailbox of the VM with CID `to`. `false`: there is none in a
-    /// common group, or its mailbox is full.
-    #[must_use]
-    pub fn offer(&self, to: Cid, offer: Offer) -> bool {
+    /// Whether a VM of this process has the CID `to`, this one included.
+    pub fn knows(&self, to: Cid) -> bool {
+        lock(&self.neighbourhood.members).contains_key(&to)
+    }
+
+    /// Puts `offer` into the mailbox of the VM with CID `to`.
+    pub fn offer(&self, to: Cid, offer: Offer) -> Result<(), OfferError> {
         let members = lock(&self.neighbourhood.members);
         // A guest's own CID is for its own loopback, not for us.
-        let Some(member) = members.get(&to).filter(|_| to != self.cid) else {
-            return false;
-        };
-        if !member
-            .groups
-            .iter()
-            .any(|group| self.groups.contains(group))
-        {
-            return false;
-        }
-        let mailbox = member.mailbox.clone();
+        let member = members.get(&to).filter(|member| {
+            let common = |group| self.groups.contains(group);
+            to != self.cid && member.groups.iter().any(common)
+        });
+        let mailbox = member.ok_or(OfferError::Nobody)?.mailbox.clone();
         drop(members);
         let mut offers = lock(&mailbox.offers);
         if offers.len() >= mailbox.most {
-            return false;
+            return Err(OfferError::Full);
         }
         offers.push_back(offer);
-        mailbox.wake.signal().is_ok()
+        // Cannot fail but for a count near 2^64, and then it is awake.
+        let _ = mailbox.wake.signal();
+        Ok(())
     }
 }
 
@@ -213,12 +223,16 @@ mod tests {
         let _c = street.join(cid(5), groups(&["z"]), 1).unwrap();
         assert!(street.join(cid(4), groups(&["y"]), 1).is_err());
         let socket = || Socket::pair(SocketType::Stream).unwrap().0;
-        assert!(a.offer(Cid(4), offer(socket())));
-        assert!(!a.offer(Cid(4), offer(socket())), "full");
-        assert!(!a.offer(Cid(5), offer(socket())), "no common group");
-        assert!(!a.offer(Cid(6), offer(socket())), "nobody");
+        let offer_to = |to| a.offer(Cid(to), offer(socket()));
+        assert_eq!(offer_to(4), Ok(()));
+        assert_eq!(offer_to(4), Err(OfferError::Full));
+        assert_eq!(offer_to(5), Err(OfferError::Nobody), "no common group");
+        assert_eq!(offer_to(6), Err(OfferError::Nobody));
+        assert_eq!(offer_to(3), Err(OfferError::Nobody), "itself");
+        assert!(a.knows(Cid(5)) && a.knows(Cid(3)) && !a.knows(Cid(6)));
         assert_eq!(b.mailbox().take().unwrap().to_port, Port(2));
         drop(b);
-        assert!(!a.offer(Cid(4), offer(socket())), "moved out");
+        assert_eq!(offer_to(4), Err(OfferError::Nobody), "moved out");
+        assert!(!a.knows(Cid(4)));
     }
 }

@@ -77,16 +77,23 @@ impl<T> Slab<T> {
         place.1.take().map(|entry| *entry)
     }
 
-    /// The names of all entries.
-    pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
+    /// All entries with their names.
+    pub fn iter(&self) -> impl Iterator<Item = (Id, &T)> + '_ {
         self.places
             .iter()
             .enumerate()
-            .filter(|(_, (_, entry))| entry.is_some())
-            .map(|(slot, (generation, _))| Id {
-                slot: slot as u32,
-                generation: *generation,
+            .filter_map(|(slot, (generation, entry))| {
+                let id = Id {
+                    slot: slot as u32,
+                    generation: *generation,
+                };
+                Some((id, entry.as_deref()?))
             })
+    }
+
+    /// The names of all entries.
+    pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
+        self.iter().map(|(id, _)| id)
     }
 }
 

@@ -5,8 +5,8 @@
 //! Data moves with `sendmsg` and `recvmsg` straight from and to [`Segment`]s of guest
 //! memory, with `MSG_DONTWAIT` and `MSG_NOSIGNAL` whatever the process's settings.
 //! Under Cuttlefish's `process_sandboxer` every call made here on Unix sockets is
-//! allowed but `shutdown`, which half-close cannot do without, and `socketpair`,
-//! which only siblings use.
+//! allowed but `shutdown`, which half-close cannot do without, `setsockopt`, which
+//! sequenced sockets need at their end, and `socketpair`, which only siblings use.
 //!
 //! `unsafe` here: the socket system calls.
 
@@ -33,6 +33,18 @@ const BACKLOG: libc::c_int = 1024;
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+}
+
+/// What comes next from a socket that carries messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextMessage {
+    /// A message of this many bytes.
+    Of(usize),
+    /// A message, or the end: this socket's kernel does not tell (vsock before Linux 6.6).
+    /// No message is longer than [`LONGEST_UNTOLD`] there.
+    Untold,
+    /// The peer has closed, and nothing is left.
+    End,
 }
 
 /// Which directions of a socket to close.
@@ -289,17 +301,61 @@ impl Socket {
         self.receive_flags(out, libc::MSG_PEEK)
     }
 
-    /// Size in bytes of the message that comes next. `None`: this socket's kernel does not
-    /// tell (vsock before Linux 6.6); no message is longer than [`LONGEST_UNTOLD`] there.
-    pub fn next_message_len(&self) -> io::Result<Option<usize>> {
+    /// Receives a message into a buffer of our own.
+    ///
+    /// A Unix peer that closes with unread messages leaves an error in front of those that
+    /// it has sent (`unix_release_sock`, `__skb_try_recv_datagram`), once. They count.
+    pub fn receive_message(&self, out: &mut [u8]) -> io::Result<usize> {
+        self.past_reset(|| self.receive_bytes(out))
+    }
+
+    /// Looks at the message that comes next.
+    pub fn next_message(&self) -> io::Result<NextMessage> {
         // One byte: vsock has nothing to say to whoever asks for none.
-        match self.receive_flags(&mut [0], libc::MSG_PEEK | libc::MSG_TRUNC) {
+        let look = || self.receive_flags(&mut [0], libc::MSG_PEEK | libc::MSG_TRUNC);
+        match self.past_reset(look) {
             // Linux 5.14 to 6.5 make the one out of the other.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM)) => {
-                Ok(None)
+                Ok(NextMessage::Untold)
             }
-            len => len.map(Some),
+            Ok(0) if self.read_closed() && !self.has_message()? => Ok(NextMessage::End),
+            len => len.map(NextMessage::Of),
         }
+    }
+
+    fn past_reset(&self, mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        match call() {
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => call(),
+            result => result,
+        }
+    }
+
+    /// Whether there is a message, be it empty, rather than the end: only a message has a
+    /// sender. Always `false` for vsock, which does not tell.
+    fn has_message(&self) -> io::Result<bool> {
+        let on: libc::c_int = 1;
+        // SAFETY: `on` is valid for its length.
+        let set = check(unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PASSCRED,
+                std::ptr::from_ref(&on).cast(),
+                mem::size_of_val(&on) as libc::socklen_t,
+            )
+        });
+        if set.is_err() {
+            return Ok(false);
+        }
+        let mut control = [0u64; 8];
+        // SAFETY: all zeroes is a valid `msghdr`.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = mem::size_of_val(&control) as _;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: `control` is valid for its length; nothing else of `message` is set.
+        check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut message, flags) })?;
+        Ok(message.msg_controllen > 0)
     }
 
     /// Whether the peer sends no more, whatever is left to read.
@@ -351,13 +407,38 @@ mod tests {
         a.send_bytes(&[IoSlice::new(b"one"), IoSlice::new(b"two")])
             .unwrap();
         a.send_bytes(&[IoSlice::new(b"3")]).unwrap();
-        assert_eq!(b.next_message_len().unwrap(), Some(6));
+        assert_eq!(b.next_message().unwrap(), NextMessage::Of(6));
         let mut out = [0; 16];
         assert_eq!(b.receive_bytes(&mut out).unwrap(), 6);
-        assert_eq!(b.next_message_len().unwrap(), Some(1));
+        assert_eq!(b.next_message().unwrap(), NextMessage::Of(1));
         assert!(!b.read_closed());
         drop(a);
         assert!(b.read_closed());
+    }
+
+    #[test]
+    fn messages_of_a_peer_that_left_without_reading_are_there() {
+        let (a, b) = Socket::pair(SocketType::SeqPacket).unwrap();
+        b.send_bytes(&[IoSlice::new(b"unread")]).unwrap();
+        a.send_bytes(&[IoSlice::new(b"reply")]).unwrap();
+        drop(a);
+        assert_eq!(b.next_message().unwrap(), NextMessage::Of(5));
+        assert_eq!(b.receive_message(&mut [0; 16]).unwrap(), 5);
+        assert_eq!(b.next_message().unwrap(), NextMessage::End);
+    }
+
+    #[test]
+    fn an_empty_message_is_not_the_end() {
+        let (a, b) = Socket::pair(SocketType::SeqPacket).unwrap();
+        for message in [&b""[..], b"between", b""] {
+            a.send_bytes(&[IoSlice::new(message)]).unwrap();
+        }
+        drop(a);
+        for len in [0, 7, 0] {
+            assert_eq!(b.next_message().unwrap(), NextMessage::Of(len));
+            assert_eq!(b.receive_message(&mut [0; 16]).unwrap(), len);
+        }
+        assert_eq!(b.next_message().unwrap(), NextMessage::End);
     }
 
     /// Why records are not told apart on Unix sockets, in either direction: the kernel takes

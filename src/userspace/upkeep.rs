@@ -35,11 +35,11 @@ impl Muxer {
             self.remove(id);
             return;
         }
-        let pending = connection.outbox.held();
+        let pending = connection.held();
         self.pending_bytes = self.pending_bytes - connection.counted_pending + pending;
-        connection.counted_pending = pending;
-        let half_open = connection.is_half_open();
-        self.half_open.count(connection, half_open);
+        connection.count_pending(pending, now);
+        let waits_for = connection.waits_for();
+        self.waiting.count(connection, waits_for);
         if let (true, Some(socket)) = (connection.watched, &connection.socket) {
             let wants_room = connection.wants_room();
             if wants_room != connection.watches_room {
@@ -67,6 +67,30 @@ impl Muxer {
         } else if connection.state == State::Lingering && connection.deadline.is_none() {
             let close = self.limits.close;
             self.set_deadline(id, now + close);
+        }
+        self.relieve();
+    }
+
+    /// Keeps the bytes held within their limit, at the cost of whoever has hoarded: of the
+    /// connections with many of them the one from which none has gone for longest.
+    fn relieve(&mut self) {
+        while self.pending_bytes > self.limits.pending_bytes {
+            let all = || self.connections.iter();
+            let most = all().map(|(_, c)| c.counted_pending).max().unwrap_or(0);
+            let hoarder = all()
+                .filter(|(_, c)| c.counted_pending * 2 >= most)
+                .min_by_key(|(_, c)| c.held_since);
+            let Some((id, connection)) = hoarder else {
+                return;
+            };
+            let (port, held) = (connection.key.guest_port, connection.counted_pending);
+            self.stats.limit_pending_bytes.add(1);
+            let limit = self.limits.pending_bytes;
+            self.report(format_args!(
+                "{limit} bytes wait for programs that do not read: reset the connection of \
+                 guest port {port}, which has {held} of them"
+            ));
+            self.abort(id);
         }
     }
 

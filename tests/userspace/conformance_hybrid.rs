@@ -48,6 +48,24 @@ fn firecrackers_dialect_names_the_host_port() {
 }
 
 #[test]
+fn a_client_that_asks_sends_and_leaves_is_heard() {
+    let vm = Vm::start();
+    let listener = vm.guest.listen(50, SocketType::STREAM).unwrap();
+    for _ in 0..20 {
+        let mut client = vm.device.knock();
+        client.write_all(b"CONNECT 50\nbye").unwrap();
+        drop(client);
+    }
+    for _ in 0..20 {
+        let mut got = Vec::new();
+        listener.accept().unwrap().read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"bye");
+    }
+    wait_until("nothing is left", || vm.guest.open_connections() == 0);
+    vm.assert_clean();
+}
+
+#[test]
 fn bytes_after_the_line_belong_to_the_guest() {
     let vm = Vm::start();
     let listener = vm.guest.listen(50, SocketType::STREAM).unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_driver::check::{receive, send, Pieces};
-use guest_driver::packet::{Header, Op};
+use guest_driver::packet::{shutdown_flags, Header, Op};
 use guest_driver::SocketType;
 
 use crate::harness::{header, wait_until, Vm};
@@ -137,4 +137,31 @@ fn a_sibling_that_never_stops_asking_holds_up_nobody() {
     });
     a.assert_alive();
     b.assert_clean();
+}
+
+#[test]
+fn a_sibling_that_accepts_and_leaves_at_once_is_noticed() {
+    let (a, b) = pair(&["x"], &["x"]);
+    let (asks, answers) = (a.guest.raw(), b.guest.raw());
+    for port in 2000..2050 {
+        let to_b = |op| Header {
+            dst_cid: 4,
+            ..header(op, port, 50)
+        };
+        asks.send(&to_b(Op::REQUEST), &[]).unwrap();
+        answers.expect(Op::REQUEST, Duration::from_secs(5)).unwrap();
+        let to_a = |op| Header {
+            src_cid: 4,
+            dst_cid: 3,
+            ..header(op, 50, port)
+        };
+        answers
+            .send_all(&[to_a(Op::RESPONSE), to_a(Op::RST)])
+            .unwrap();
+        asks.expect(Op::RESPONSE, Duration::from_secs(5)).unwrap();
+        let end = asks.recv(Duration::from_secs(5)).unwrap().header;
+        let over = end.op == Op::RST || end.op == Op::SHUTDOWN && end.flags == shutdown_flags::BOTH;
+        assert!(over, "{port}: {end:?}");
+        asks.send(&to_b(Op::RST), &[]).unwrap();
+    }
 }

@@ -3,6 +3,8 @@
 //! Limits hold, are counted, and hurt only whoever hits them.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crosvm_vsock::userspace::packet::SocketType as HostType;
@@ -34,18 +36,43 @@ fn connections() {
 }
 
 #[test]
-fn half_open_connections() {
+fn silent_clients() {
     let vm = Vm::with(|c| c.limits.half_open = 5, |_| {});
-    let silent: Vec<_> = (0..5).map(|_| vm.device.knock()).collect();
-    let mut one_more = vm.device.knock();
-    assert_eq!(one_more.read(&mut [0]).unwrap(), 0);
+    let mut first = vm.device.knock();
+    let silent: Vec<_> = (0..4).map(|_| vm.device.knock()).collect();
+    let port = vm.guest.listen(50, SocketType::STREAM).unwrap();
+    // One more is heard, at the cost of the one that is there for longest; and the guest is
+    // not kept from anything.
+    let host = vm.device.dial(50).unwrap();
+    port.accept().unwrap();
+    assert_eq!(first.read(&mut [0]).unwrap(), 0);
     vm.device.assert_counted(|stats| &stats.limit_half_open, 1);
-    drop(silent);
-    wait_until("there is room again", || {
-        let _ = std::fs::remove_file(vm.device.port_path(70));
-        let _listener = vm.device.listen(70);
-        vm.guest.connect(2, 70, SocketType::STREAM).is_ok()
-    });
+    let _pair = vm.guest_connects(70);
+    drop((host, silent));
+}
+
+#[test]
+fn requests_that_wait_for_the_host() {
+    const MOST: u32 = 5;
+    let vm = Vm::with(|c| c.limits.half_open = MOST as usize, |_| {});
+    // Full: nobody gets into this backlog any more.
+    let listener = vm.device.listen(72);
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let _first = UnixStream::connect(vm.device.port_path(72)).unwrap();
+    let raw = vm.guest.raw();
+    for port in 0..MOST + 3 {
+        raw.send(&header(Op::REQUEST, 5000 + port, 72), &[])
+            .unwrap();
+    }
+    for port in MOST..MOST + 3 {
+        let reset = raw.expect(Op::RST, PATIENCE).unwrap().header;
+        assert_eq!(reset.dst_port, 5000 + port);
+    }
+    vm.device.assert_counted(|stats| &stats.limit_half_open, 3);
+    drop(raw);
+    // While they wait, all others connect.
+    vm.assert_alive();
 }
 
 #[test]
@@ -64,6 +91,75 @@ fn pending_bytes() {
     other.write_all(b"fine").unwrap();
     other_host.read_exact(&mut [0; 4]).unwrap();
     drop(host);
+}
+
+#[test]
+fn pending_bytes_cost_whoever_has_most_of_them() {
+    let vm = Vm::with(
+        |c| c.limits.pending_bytes = 3 << 20,
+        |g| g.timeout = Duration::from_secs(5),
+    );
+    let hoarders: Vec<_> = (100..103)
+        .map(|port| {
+            let (mut guest, host) = vm.guest_connects(port);
+            guest.write_all(&vec![1; 1 << 20]).unwrap();
+            (guest, host)
+        })
+        .collect();
+    let (mut guest, mut host) = vm.guest_connects(70);
+    let reader = std::thread::spawn(move || {
+        // As slow as any reader may be.
+        std::thread::sleep(Duration::from_millis(300));
+        let mut all = Vec::new();
+        host.read_to_end(&mut all).map(|_| all.len())
+    });
+    guest.write_all(&vec![2; 2 << 20]).unwrap();
+    guest.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(reader.join().unwrap().unwrap(), 2 << 20);
+    assert!(vm.device.stats.limit_pending_bytes.get() > 0);
+    drop(hoarders);
+}
+
+/// Messages to a guest that takes no more of them are held, and not without bounds.
+#[test]
+fn messages_in_pieces() {
+    let vm = Vm::with(|c| c.limits.pending_bytes = 400_000, |_| {});
+    let path = vm.device.port_path(70);
+    let listener = Socket::listen_unix(path.as_os_str(), HostType::SeqPacket).unwrap();
+    let raw = vm.guest.raw();
+    let mut hosts = Vec::new();
+    for port in 3000..3010 {
+        let request = guest_driver::packet::Header {
+            socket_type: SocketType::SEQPACKET,
+            buf_alloc: 200_000,
+            ..header(Op::REQUEST, port, 70)
+        };
+        raw.send(&request, &[]).unwrap();
+        raw.expect(Op::RESPONSE, PATIENCE).unwrap();
+        wait_until("accepted", || {
+            hosts.extend(listener.accept());
+            hosts.len() as u32 == port - 2999
+        });
+    }
+    // The guest's buffers are fewer than all the pieces: what is left stays with the device.
+    let message = vec![7; 190_000];
+    for host in &hosts {
+        host.send_bytes(&[std::io::IoSlice::new(&message)]).unwrap();
+    }
+    let mut reset = 0;
+    let mut whole = 0;
+    while reset + whole < hosts.len() {
+        let packet = raw.recv(PATIENCE).unwrap().header;
+        reset += usize::from(packet.op == Op::RST);
+        let ends = guest_driver::packet::seq_flags::EOM;
+        whole += usize::from(packet.op == Op::RW && packet.flags == ends);
+    }
+    let hits = vm.device.stats.limit_pending_bytes.get();
+    assert_eq!(hits, reset as u64);
+    assert!(
+        whole > 0 && reset > 0,
+        "{whole} arrived, {reset} were reset"
+    );
 }
 
 #[test]

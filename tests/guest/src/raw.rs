@@ -120,6 +120,23 @@ impl Raw {
         }
     }
 
+    /// Sends packets without payload that become available all at once.
+    /// `WouldBlock`: the queue is too full for so many.
+    pub fn send_all(&self, headers: &[Header]) -> io::Result<()> {
+        let mut engine = self.inner.lock();
+        let reclaimed = engine.tx.reclaim();
+        self.settle(&mut engine, reclaimed)?;
+        for header in headers {
+            let reserved = engine.tx.reserve_split(0, &Split::Whole);
+            let slot = self.settle(&mut engine, reserved)?;
+            let slot = slot.ok_or(io::ErrorKind::WouldBlock)?;
+            let sent = engine.tx.submit(slot, header, &[]);
+            self.settle(&mut engine, sent)?;
+        }
+        let kicked = engine.kick(Queue::Tx);
+        self.settle(&mut engine, kicked)
+    }
+
     /// The next packet in a posted receive buffer, which is posted again.
     /// `TimedOut` if none comes.
     pub fn recv(&self, timeout: Duration) -> io::Result<Packet> {
