@@ -235,9 +235,9 @@ fn pieces_for_a_reader_that_has_left_are_credited_once() {
     let (guest, host) = guest_connects(&vm);
     let raw = vm.guest.raw();
     raw.send(&data(&guest, 0, 1000), &[1; 1000]).unwrap();
-    wait_until("the piece is taken", || {
-        vm.device.stats.bytes_from_guest.get() == 1000
-    });
+    raw.send(&by_hand(&guest, Op::CREDIT_REQUEST, 65536), &[])
+        .unwrap();
+    raw.expect(Op::CREDIT_UPDATE, PATIENCE).unwrap();
     host.shutdown(Direction::Read);
     raw.send(&data(&guest, seq_flags::EOM, 500), &[1; 500])
         .unwrap();
