@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask bench`: the daemon's speed beside its rival's and beside a plain
-//! Unix socket.
+//! `cargo xtask bench`: the daemon's speed beside that of `vhost-device-vsock` and beside a
+//! plain Unix socket.
 //!
 //! One measurement is one run of the program `vsock_bench`, so that nothing of it
 //! outlives it and a daemon that hangs costs that one figure. All contenders take turns
@@ -40,7 +40,7 @@ pub struct Options {
     #[arg(long, value_name = "ROW,..", value_delimiter = ',')]
     rows: Vec<String>,
     /// Repetitions of each row.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = repetitions)]
     reps: u32,
     /// Writes all figures to this file.
     #[arg(long, value_name = "FILE")]
@@ -54,9 +54,16 @@ pub struct Options {
     /// Lists the rows and ends.
     #[arg(long)]
     list: bool,
-    /// Installs the daemon that ours is compared with, prints its program and ends.
+    /// Installs vhost-device-vsock into the cache, prints the path of its program and ends.
     #[arg(long)]
     install: bool,
+}
+
+fn repetitions(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(reps) if reps > 0 => Ok(reps),
+        _ => Err(format!("at least 1 repetition, up to {}", u32::MAX)),
+    }
 }
 
 /// Returns whether all was measured.
@@ -68,12 +75,13 @@ pub fn run(options: &Options) -> Result<bool> {
     let results = match &options.from {
         Some(file) => Results::read(file)?,
         None => {
+            // Before anything is downloaded.
+            let selection = rows::select(&options.rows)?;
             let rival = rival::program(&Cache::open()?)?;
             if options.install {
                 println!("{}", rival.display());
                 return Ok(true);
             }
-            let selection = rows::select(&options.rows)?;
             packages::ensure(&[Need::new("strace", "strace")])?;
             Bench::new(build()?, rival, options.reps).run(&selection)?
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask compare`: who keeps the protocol, ours or its rival.
+//! `cargo xtask compare`: who keeps the protocol, ours or its rival, `vhost-device-vsock`.
 //!
 //! Both daemons are programs here, started by the same tests of `tests/userspace/` with
 //! the same command line. Each test runs in a process of its own with a time limit, so
@@ -337,7 +337,7 @@ fn render(date: &str, ours: &Verdicts, theirs: &Verdicts) -> String {
              What ours does with a guest that breaks the rules, and what it does beyond them. Another device may do \
              otherwise and be right, so these tests were not run against it.\n\n";
     for test in CHOICES {
-        let _ = writeln!(page, "- {}", check(test));
+        let _ = writeln!(page, "- {}", named(test));
     }
     page += "\n## Not compared\n\n\
              These tests set something up that the common command line has no words for (a limit, a reply, several \
@@ -346,9 +346,15 @@ fn render(date: &str, ours: &Verdicts, theirs: &Verdicts) -> String {
         .iter()
         .filter(|(_, verdict)| **verdict == Verdict::NotApplicable)
     {
-        let _ = writeln!(page, "- {}", check(test));
+        let _ = writeln!(page, "- {}", named(test));
     }
     page
+}
+
+/// A test of a list without headings: its module, and its name as a sentence.
+fn named(test: &str) -> String {
+    let module = test.split_once("::").map_or("", |(module, _)| module);
+    format!("`{module}`: {}", check(test))
 }
 
 /// A test's name as a sentence.
@@ -381,7 +387,7 @@ mod tests {
         );
         assert!(page.contains("\n| d | yes | **no** (hangs) |\n"), "{page}");
         let (_, after) = page.split_once("## Not compared").unwrap();
-        assert!(after.contains("\n- e\n"), "{page}");
+        assert!(after.contains("\n- `conformance_credit`: e\n"), "{page}");
     }
 
     #[test]

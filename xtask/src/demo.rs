@@ -48,7 +48,8 @@ enum Wish {
     Userspace,
     /// The host kernel's vhost-vsock; host programs use AF_VSOCK.
     Kernel,
-    /// The kernel where it can be had, else userspace.
+    /// The kernel if /dev/vhost-vsock can be opened, else userspace (the daemon's own `auto`
+    /// goes by where host programs are).
     Auto,
 }
 

@@ -70,9 +70,9 @@ enum Task {
     Android,
     /// Runs every check of the project, the lab included.
     Test,
-    /// Compares how the daemon and its rival keep the protocol; writes docs/compared.md.
+    /// Compares how this daemon and vhost-device-vsock keep the protocol; writes docs/compared.md.
     Compare,
-    /// Measures the daemon's speed beside its rival's.
+    /// Measures this daemon's speed beside that of vhost-device-vsock.
     Bench(bench::Options),
 }
 
@@ -93,8 +93,8 @@ struct Kernels {
     /// Measures in place of testing.
     #[arg(long)]
     bench: bool,
-    /// Writes what was measured to docs/performance.md.
-    #[arg(long, requires = "bench")]
+    /// Writes what was measured to docs/performance.md; needs all kernels and modes.
+    #[arg(long, requires = "bench", conflicts_with_all = ["kernels", "modes"])]
     docs: bool,
     /// Tells the story of one bit with two meanings in place of testing; in the
     /// newest kernel, unless another is named.
@@ -197,4 +197,41 @@ fn write_measurements(reports: &[Report], docs: bool) -> Result<()> {
         generated::update(&page, "kernels --bench", &table)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn is_accepted(line: &str) -> bool {
+        Cli::try_parse_from(format!("xtask {line}").split(' ')).is_ok()
+    }
+
+    #[test]
+    fn a_page_is_written_from_a_whole_run_only() {
+        Cli::command().debug_assert();
+        for line in [
+            "guests --docs",
+            "guests --docs --from rows.json",
+            "kernels --bench --docs",
+            "bench --docs --reps 3",
+            "bench --docs --from figures.json",
+        ] {
+            assert!(is_accepted(line), "{line}");
+        }
+        for line in [
+            "guests --docs --guest 6.1",
+            "guests --docs --host here",
+            "guests --docs --row echo",
+            "kernels --bench --docs --kernel 6.1",
+            "kernels --bench --docs --mode off",
+            "bench --docs --rows to-host-64",
+            "bench --reps 0",
+            "bench --reps x",
+        ] {
+            assert!(!is_accepted(line), "{line}");
+        }
+    }
 }

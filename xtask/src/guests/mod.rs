@@ -56,8 +56,8 @@ pub struct Options {
     /// Writes the rows to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Writes docs/guests.md, and the table of README.md.
-    #[arg(long)]
+    /// Writes docs/guests.md, and the table of README.md; needs all guests, hosts and rows.
+    #[arg(long, conflicts_with_all = ["guests", "hosts", "rows"])]
     docs: bool,
     /// Lists columns and rows and ends.
     #[arg(long)]
