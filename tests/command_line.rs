@@ -191,6 +191,7 @@ fn help_goes_to_stdout() {
         "max-pending-bytes",
         "Examples:",
         "Exit codes:",
+        "Environment:",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }

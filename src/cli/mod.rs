@@ -27,25 +27,33 @@ use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
-  One VM; host programs at /run/vm3.vsock and /run/vm3.vsock_PORT:
-    crosvm-vsock --guest-cid 3 --socket /run/vhost3.socket --uds-path /run/vm3.vsock
+  Sockets in a directory of the user's own (only root can create them in /run itself):
+    cd $XDG_RUNTIME_DIR
+
+  One VM; host programs at vm3.vsock and vm3.vsock_PORT:
+    crosvm-vsock --guest-cid 3 --socket vhost3.socket --uds-path vm3.vsock
 
   Several VMs, the first two of which can reach each other:
-    crosvm-vsock --vm guest-cid=3,socket=/run/vhost3.socket,uds-path=/run/vm3.vsock,groups=a \\
-                 --vm guest-cid=4,socket=/run/vhost4.socket,uds-path=/run/vm4.vsock,groups=a+b \\
-                 --vm guest-cid=5,socket=/run/vhost5.socket,forward-cid=1,forward-listen=9001+9002
+    crosvm-vsock --vm guest-cid=3,socket=vhost3.socket,uds-path=vm3.vsock,groups=a \\
+                 --vm guest-cid=4,socket=vhost4.socket,uds-path=vm4.vsock,groups=a+b \\
+                 --vm guest-cid=5,socket=vhost5.socket,forward-cid=1,forward-listen=9001+9002
 
   The same from a file:
     crosvm-vsock --config /etc/crosvm-vsock.yaml
 
   The VMM, then a client on the host that reaches port 5000 of the guest:
-    crosvm run --vhost-user type=vsock,socket=/run/vhost3.socket,max-queue-size=256 ...
-    (echo 'CONNECT 5000'; cat) | nc -U /run/vm3.vsock
+    crosvm run --vhost-user type=vsock,socket=vhost3.socket,max-queue-size=256 ...
+    (echo 'CONNECT 5000'; cat) | nc -U vm3.vsock
 
 Exit codes:
   0  ended by SIGTERM or SIGINT
   1  failed while running
-  2  wrong usage, or a configuration that cannot be";
+  2  wrong usage, or an invalid configuration
+
+Environment:
+  RUST_LOG              what to log: a level, or MODULE=LEVEL,..; --log-level overrides it
+  NOTIFY_SOCKET         where READY=1 is sent once all sockets are there (systemd sets it)
+  CROSVM_VSOCK_CONTROL  the control socket for the commands that ask a running daemon";
 
 /// A virtio-vsock device for crosvm, Android and any VMM that speaks vhost-user.
 ///
