@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crosvm_vsock::address::GuestCid;
 use crosvm_vsock::control::binder::{IVsockDevice as Errors, Strong, VsockDevice};
 use crosvm_vsock::control::client::{Client, ClientError};
 
@@ -18,7 +19,10 @@ Exit codes:
   3  no daemon at the control socket
   4  no permission to use the control socket
   5  the daemon serves no guest with this CID
-  6  the guest is not running, or refused the connection";
+  6  the guest is not running, or refused the connection
+
+Environment:
+  CROSVM_VSOCK_CONTROL  the daemon's control socket, if --control does not name it";
 
 /// The variable that stands in for `--control`.
 const VARIABLE: &str = "CROSVM_VSOCK_CONTROL";
@@ -28,6 +32,14 @@ pub struct Where {
     /// The daemon's control socket [default: $CROSVM_VSOCK_CONTROL].
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+}
+
+/// A guest's CID, as the daemon's own settings take it.
+pub fn guest_cid(text: &str) -> Result<i64, String> {
+    let number = text.parse().ok().and_then(|raw| GuestCid::new(raw).ok());
+    number
+        .map(|cid| i64::from(cid.cid().0))
+        .ok_or_else(|| format!("`{text}` is not a guest's CID (3 to 4294967294)"))
 }
 
 /// Why a command does not succeed.

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::asking::{finish, AskError, Where, EXIT_CODES};
+use super::asking::{finish, guest_cid, AskError, Where, EXIT_CODES};
 use crosvm_vsock::control::client::ClientError;
 
 /// Connect standard input and output to a port of a guest.
@@ -24,13 +24,22 @@ use crosvm_vsock::control::client::ClientError;
 #[command(after_help = EXIT_CODES)]
 pub struct Arguments {
     /// CID of the guest.
+    #[arg(value_parser = guest_cid)]
     cid: i64,
 
     /// Port of the guest.
+    #[arg(value_parser = port)]
     port: i64,
 
     #[command(flatten)]
     place: Where,
+}
+
+fn port(text: &str) -> Result<i64, String> {
+    match text.parse() {
+        Ok(port @ 0..=0xffff_fffe) => Ok(port),
+        _ => Err(format!("`{text}` is not a vsock port (0 to 4294967294)")),
+    }
 }
 
 /// Connects, and returns the exit code.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{json, Value};
 
-use super::asking::{devices, finish, AskError, Where, EXIT_CODES};
+use super::asking::{devices, finish, guest_cid, AskError, Where, EXIT_CODES};
 use crosvm_vsock::control::binder::{IVsockDevice, VsockConnection, VsockConnectionState};
 use crosvm_vsock::control::client::ClientError;
 
@@ -17,6 +17,7 @@ use crosvm_vsock::control::client::ClientError;
 #[command(after_help = EXIT_CODES)]
 pub struct Arguments {
     /// Only the guest with this CID.
+    #[arg(value_parser = guest_cid)]
     cid: Option<i64>,
 
     /// Print JSON.

@@ -22,7 +22,7 @@ Exit codes:
   0  probed
   1  failed, or not a vhost-vsock device
   2  wrong usage
-  3  no such device: the module vhost_vsock is not loaded
+  3  no such device; for /dev/vhost-vsock: the module vhost_vsock is not loaded
   4  no permission to open the device
 
 Examples:

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::asking::{finish, AskError, Where, EXIT_CODES};
+use super::asking::{finish, guest_cid, AskError, Where, EXIT_CODES};
 use crosvm_vsock::control::client::ClientError;
 
 /// End all connections of a guest, and tell it so.
@@ -16,6 +16,7 @@ use crosvm_vsock::control::client::ClientError;
 #[command(after_help = EXIT_CODES)]
 pub struct Arguments {
     /// CID of the guest.
+    #[arg(value_parser = guest_cid)]
     cid: i64,
 
     #[command(flatten)]

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{json, Map, Value};
 
-use super::asking::{devices, finish, AskError, Where, EXIT_CODES};
+use super::asking::{devices, finish, guest_cid, AskError, Where, EXIT_CODES};
 use super::date::date;
 use super::prometheus;
 use crosvm_vsock::control::binder::{
@@ -19,8 +19,8 @@ use crosvm_vsock::control::client::ClientError;
 
 const AFTER: &str = "\
 Examples:
-  crosvm-vsock status --control /run/vsock.control
-  crosvm-vsock status 3 --json | jq .[0].state
+  crosvm-vsock status --control $XDG_RUNTIME_DIR/vsock.control
+  crosvm-vsock status 3 --json | jq '.[0].state'
   crosvm-vsock status --prometheus > /var/lib/node_exporter/vsock.prom.new";
 
 /// Show how the devices of a running daemon are, all or one.
@@ -28,6 +28,7 @@ Examples:
 #[command(after_help = AFTER, after_long_help = format!("{AFTER}\n\n{EXIT_CODES}"))]
 pub struct Arguments {
     /// Only the guest with this CID.
+    #[arg(value_parser = guest_cid)]
     cid: Option<i64>,
 
     /// Print JSON.

@@ -80,7 +80,7 @@ const KEYS: &[(&str, &str)] = &[
     ),
     (
         "poll-us",
-        "microseconds to look for an answer before sleeping; 0: never",
+        "microseconds to look for the next packet before sleeping, where one is expected soon (at most 1000); 0: never [default: 60]",
     ),
 ];
 
@@ -99,6 +99,8 @@ pub enum SpecError {
     Twice(&'static str),
     #[error("`{0}` is not of the form key=value")]
     NoValue(String),
+    #[error("`{value}` is not of the form key=value; if it belongs to `{key}`: its values are joined with `+`")]
+    Separator { key: &'static str, value: String },
     #[error("{key}: `{value}` is not {expected}")]
     Value {
         key: &'static str,
@@ -184,10 +186,21 @@ impl Spec {
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (key, value) = part
                 .split_once('=')
-                .ok_or_else(|| SpecError::NoValue(part.to_owned()))?;
+                .ok_or_else(|| spec.without_value(part))?;
             spec.set(key, value)?;
         }
         Ok(spec)
+    }
+
+    /// What is wrong with a part without `=`.
+    fn without_value(&self, part: &str) -> SpecError {
+        match self.values.last() {
+            Some((key @ ("forward-listen" | "groups"), _)) => SpecError::Separator {
+                key,
+                value: part.to_owned(),
+            },
+            _ => SpecError::NoValue(part.to_owned()),
+        }
     }
 
     /// Notes one setting.
@@ -265,7 +278,7 @@ impl Spec {
                     text.parse().map(Port).map_err(|_| SpecError::Value {
                         key: "forward-listen",
                         value: text.to_owned(),
-                        expected: "a vsock port",
+                        expected: "a vsock port (several are joined with `+`)",
                     })
                 };
                 let ports = self.list("forward-listen").unwrap_or_default();
@@ -478,6 +491,10 @@ mod tests {
             ),
             ("socket=s,uds-path=u,socket=t", "`socket` is given twice"),
             ("socket", "`socket` is not of the form key=value"),
+            (
+                "socket=s,forward-cid=1,forward-listen=9001,9002",
+                "`9002` is not of the form key=value; if it belongs to `forward-listen`: its values are joined with `+`",
+            ),
             (
                 "socket=s,forward-cid=1,forward-listen=a",
                 "`a` is not a vsock port",

@@ -4,8 +4,9 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::device::VhostVsock;
 use super::iotlb::translator::ShareError;
 use super::iotlb::{Denial, IotlbError};
 use super::queue::{QueueError, QueueIndex};
@@ -18,7 +19,7 @@ use crate::features::FeatureSet;
 #[non_exhaustive]
 pub enum Error {
     /// The device file cannot be opened.
-    #[error("cannot open {}: {}", path.display(), open_advice(source))]
+    #[error("cannot open {}: {}", path.display(), open_advice(path, source))]
     Open {
         /// The file.
         path: PathBuf,
@@ -84,8 +85,12 @@ pub enum Error {
     Event(#[source] io::Error),
 }
 
-fn open_advice(error: &io::Error) -> String {
+fn open_advice(path: &Path, error: &io::Error) -> String {
     match error.raw_os_error() {
+        // Another path than the kernel's own is more likely mistyped than without its module.
+        Some(libc::ENOENT) if path != Path::new(VhostVsock::PATH) => {
+            format!("there is no such file; the kernel's device is {}", VhostVsock::PATH)
+        }
         Some(libc::ENOENT) => {
             "there is no such device; load the module with `modprobe vhost_vsock`, or use the userspace path \
              where the kernel has none"
@@ -215,5 +220,18 @@ mod tests {
             .to_string()
             .contains("modprobe vhost_vsock"));
         assert!(open(libc::EACCES).to_string().contains("usermod"));
+    }
+
+    #[test]
+    fn a_mistyped_path_is_not_a_missing_module() {
+        let error = Error::Open {
+            path: "/dev/vhost-vsok".into(),
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("no such file") && !text.contains("modprobe"),
+            "{text}"
+        );
     }
 }

@@ -163,7 +163,14 @@ fn errors_have_codes_and_say_what_to_do() {
         (&["status", "9"][..], 5, "no guest has CID 9"),
         (&["connect", "3", "4242"], 6, "guest port 4242"),
         (&["connect", "3", "-1"], 2, "-1"),
-        (&["connect", "3", "4294967296"], 1, "not a vsock port"),
+        (&["connect", "3", "4294967296"], 2, "not a vsock port"),
+        (&["connect", "3", "x"], 2, "`x` is not a vsock port"),
+        (
+            &["status", "3x"],
+            2,
+            "`3x` is not a guest's CID (3 to 4294967294)",
+        ),
+        (&["reset", "2"], 2, "`2` is not a guest's CID"),
         (
             &["status", "--control", nobody.to_str().unwrap()],
             3,
