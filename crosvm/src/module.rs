@@ -44,7 +44,7 @@ pub enum Iotlb {
     Off,
     /// IOTLB with all of guest memory.
     Identity,
-    /// IOTLB with the guest's restricted-DMA pool, or the ranges of `shared`.
+    /// IOTLB with the guest's restricted-DMA pool and the ranges of `shared`.
     Restricted,
 }
 
@@ -87,7 +87,7 @@ pub struct Options {
     /// Whether the guest is offered the platform-access bits.
     #[serde(default)]
     pub platform_access: PlatformAccess,
-    /// With `iotlb=restricted`: what the guest shares, each as `ADDRESS+SIZE`.
+    /// With `iotlb=restricted`: what the guest shares beside the pool, each as `ADDRESS+SIZE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<String>,
 }
