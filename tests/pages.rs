@@ -56,7 +56,9 @@ fn quoted(page: &str) -> Vec<&str> {
 fn every_quoted_message_is_in_the_sources() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
-    printed(&root.join("src"), &mut text);
+    for directory in ["src", "xtask/src"] {
+        printed(&root.join(directory), &mut text);
+    }
     let page = fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
     let messages = quoted(&page);
     assert!(messages.len() > 40, "the page's form has changed");
@@ -75,7 +77,7 @@ fn sources_become_what_they_print() {
 fn pages(root: &Path) -> Vec<PathBuf> {
     let docs = fs::read_dir(root.join("docs")).unwrap();
     let mut pages: Vec<_> = docs.map(|entry| entry.unwrap().path()).collect();
-    pages.extend(["README.md", "CONTRIBUTING.md"].map(|page| root.join(page)));
+    pages.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|page| root.join(page)));
     pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
     pages
 }
