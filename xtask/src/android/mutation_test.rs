@@ -127,6 +127,12 @@ fn a_property_out_of_order_or_place_is_told() {
         "`crate_name` stands before `crate_root`",
     );
     mutate(
+        "crosvm-vsock_as_vhost_device_vsock",
+        "    stem: \"vhost_device_vsock\",\n    enabled: false,\n",
+        "    enabled: false,\n    stem: \"vhost_device_vsock\",\n",
+        "`stem` stands before `enabled`",
+    );
+    mutate(
         "libmodel_kernel",
         "crate_root:",
         "test_suites: [\"general-tests\"],\n    crate_root:",

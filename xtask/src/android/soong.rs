@@ -42,10 +42,10 @@ pub const OF_TESTS: &[&str] = &["test_suites", "auto_gen_config", "test_options"
 const RUST: Properties = &[
     ("name", Kind::Text),
     ("defaults", Kind::List),
+    ("stem", Kind::Text),
     ("enabled", Kind::Bool),
     ("host_supported", Kind::Bool),
     ("prefer_rlib", Kind::Bool),
-    ("stem", Kind::Text),
     ("crate_name", Kind::Text),
     ("cargo_env_compat", Kind::Bool),
     ("cargo_pkg_version", Kind::Text),
