@@ -118,6 +118,7 @@ fn type_check() -> Result<()> {
         &root,
         &target_directory(),
         &units,
+        &generated(&files),
         &Workspace::read(&root)?,
         &Toolchain::prepare(&Cache::open()?)?,
     )

@@ -323,10 +323,6 @@ pub const LIBRARIES: &[Library] = &[
 /// The defaults that make crosvm's libraries visible.
 pub const CROSVM_DEFAULTS: &str = "crosvm_defaults";
 
-/// Features whose crates only an Android tree has: binder, and what Soong makes
-/// of AIDL.
-pub const OF_ANDROID: &[&str] = &["control"];
-
 /// Cargo's targets that have no module: package, target, why.
 pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
     (
