@@ -94,6 +94,15 @@ impl Condition {
         }
     }
 
+    /// Whether it holds in tests alone.
+    pub fn is_of_tests(&self) -> bool {
+        match self {
+            Self::Test => true,
+            Self::All(parts) => parts.iter().any(Self::is_of_tests),
+            _ => false,
+        }
+    }
+
     /// Whether it holds. What cannot be decided does.
     pub fn holds(&self, setting: &Setting<'_>) -> bool {
         self.decide(setting).unwrap_or(true)

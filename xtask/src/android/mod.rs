@@ -13,6 +13,7 @@
 mod blueprint;
 mod cargo;
 mod cfg;
+mod coverage;
 mod form;
 mod rules;
 mod soong;
@@ -37,14 +38,15 @@ use self::cargo::Workspace;
 use self::rules::Rules;
 use self::sources::Sources;
 use self::toolchain::Toolchain;
-use self::unit::{generated, units, Complaint, File, Product};
+use self::unit::{generated, units, Complaint, File, Product, Unit};
 use crate::cache::Cache;
 use crate::lab::{target_directory, workspace};
 use crate::process;
 
 /// The files, from the repository's root.
 const FILES: &[&str] = &["Android.bp", "crosvm/Android.bp"];
-const TEST_MAPPING: &str = "TEST_MAPPING";
+/// Beside each of them, what names its tests: a tree may leave one place out.
+const MAPPINGS: &[&str] = &["TEST_MAPPING", "crosvm/TEST_MAPPING"];
 
 /// A check with its name.
 pub type Step = (&'static str, fn() -> Result<()>);
@@ -91,13 +93,11 @@ fn bpfmt() -> Result<()> {
 
 fn modules() -> Result<()> {
     let root = workspace();
-    let mapping = read(&root, TEST_MAPPING)?;
-    let files = FILES
-        .iter()
-        .map(|path| Ok((*path, read(&root, path)?)))
-        .collect::<Result<Vec<_>>>()?;
+    let files = read_all(&root, FILES)?;
+    let mappings = read_all(&root, MAPPINGS)?;
     let sources = Sources::new(&root);
-    let complaints = check(&root, &files, &mapping, &Workspace::read(&root)?, &sources)?;
+    let workspace = Workspace::read(&root)?;
+    let complaints = check(&root, &files, &mappings, &workspace, &sources)?;
     for complaint in &complaints {
         println!("{complaint}");
     }
@@ -128,6 +128,11 @@ fn read(root: &Path, path: &str) -> Result<String> {
     fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))
 }
 
+fn read_all<'a>(root: &Path, paths: &[&'a str]) -> Result<Vec<(&'a str, String)>> {
+    let texts = paths.iter().map(|path| Ok((*path, read(root, path)?)));
+    texts.collect()
+}
+
 fn parse_file(path: &str, text: &str) -> Result<File> {
     Ok(File {
         path: PathBuf::from(path),
@@ -142,7 +147,7 @@ fn parse_file(path: &str, text: &str) -> Result<File> {
 fn check(
     root: &Path,
     files: &[(&str, String)],
-    mapping: &str,
+    mappings: &[(&str, String)],
     workspace: &Workspace,
     sources: &Sources,
 ) -> Result<Vec<Complaint>> {
@@ -160,9 +165,9 @@ fn check(
         sources,
     };
     complaints.extend(rules.check());
-    let tests = units.iter().filter(|unit| unit.product == Product::Test);
-    let tests = tests.map(|unit| unit.name.as_str()).collect();
-    complaints.extend(compare_mapping(mapping, &tests)?);
+    for (path, text) in mappings {
+        complaints.extend(compare_mapping(Path::new(path), text, &units)?);
+    }
     complaints.sort();
     Ok(complaints)
 }
@@ -177,18 +182,24 @@ struct Entry {
     name: String,
 }
 
-/// The mapping names every test, and nothing else.
-fn compare_mapping(text: &str, tests: &BTreeSet<&str>) -> Result<Vec<Complaint>> {
-    let mapping: Mapping = serde_json::from_str(text).context(TEST_MAPPING)?;
+/// The mapping names every test of its directory, and nothing else.
+fn compare_mapping(path: &Path, text: &str, units: &[Unit]) -> Result<Vec<Complaint>> {
+    let mapping: Mapping =
+        serde_json::from_str(text).with_context(|| path.display().to_string())?;
     let mapped: BTreeSet<&str> = mapping.presubmit.iter().map(|e| e.name.as_str()).collect();
+    let tests: BTreeSet<&str> = units
+        .iter()
+        .filter(|unit| unit.product == Product::Test && unit.file.parent() == path.parent())
+        .map(|unit| unit.name.as_str())
+        .collect();
     let missing = tests.difference(&mapped).map(|name| (name, "is missing"));
     let extra = mapped
-        .difference(tests)
-        .map(|name| (name, "is no rust_test of Android.bp"));
+        .difference(&tests)
+        .map(|name| (name, "is no rust_test of the Android.bp beside it"));
     Ok(missing
         .chain(extra)
         .map(|(name, what)| Complaint {
-            file: PathBuf::from(TEST_MAPPING),
+            file: path.to_owned(),
             line: None,
             module: String::new(),
             what: format!("`{name}` {what}"),

@@ -5,21 +5,20 @@ use std::sync::OnceLock;
 
 use super::cargo::Workspace;
 use super::sources::Sources;
-use super::{check, read, FILES, TEST_MAPPING};
+use super::{check, read_all, FILES, MAPPINGS};
 use crate::lab::workspace;
 
-/// The files as they are: paths and texts, and the test mapping.
+/// The files as they are: paths and texts, and the test mappings.
 struct Tree {
     files: Vec<(&'static str, String)>,
-    mapping: String,
+    mappings: Vec<(&'static str, String)>,
 }
 
 fn tree() -> Tree {
     let root = workspace();
-    let text = |path: &&'static str| (*path, read(&root, path).unwrap());
     Tree {
-        files: FILES.iter().map(text).collect(),
-        mapping: read(&root, TEST_MAPPING).unwrap(),
+        files: read_all(&root, FILES).unwrap(),
+        mappings: read_all(&root, MAPPINGS).unwrap(),
     }
 }
 
@@ -36,7 +35,8 @@ fn sources() -> &'static Sources {
 
 /// What is wrong with a tree, line by line; also what cannot be read.
 fn complaints(tree: &Tree) -> Vec<String> {
-    match check(&workspace(), &tree.files, &tree.mapping, cargo(), sources()) {
+    let (files, mappings) = (&tree.files, &tree.mappings);
+    match check(&workspace(), files, mappings, cargo(), sources()) {
         Ok(complaints) => complaints.iter().map(ToString::to_string).collect(),
         Err(error) => vec![format!("{error:#}")],
     }
@@ -44,24 +44,35 @@ fn complaints(tree: &Tree) -> Vec<String> {
 
 /// Replaces `from` once inside the module called `module` (in any file), and
 /// expects a complaint that has `expected` in it.
-fn mutate(module: &str, from: &str, to: &str, expected: &str) {
+pub fn mutate(module: &str, from: &str, to: &str, expected: &str) {
+    let what = format!("{module}, {from:?} -> {to:?}");
+    change(module, &what, expected, |old| {
+        assert!(old.contains(from), "{module} has no {from}");
+        old.replacen(from, to, 1)
+    });
+}
+
+/// Removes the module called `module`, and expects complaints.
+pub fn remove(module: &str, expected: &[&str]) {
+    for expected in expected {
+        let what = format!("{module} removed");
+        change(module, &what, expected, |_| String::new());
+    }
+}
+
+fn change(module: &str, what: &str, expected: &str, make: impl FnOnce(&str) -> String) {
     let mut tree = tree();
     let name = format!("name: \"{module}\"");
     let file = tree.files.iter_mut().find(|(_, text)| text.contains(&name));
     let (_, text) = file.unwrap_or_else(|| panic!("no module {module}"));
     let named = text.find(&name).unwrap();
     let start = text[..named].rfind("\n\n").unwrap();
-    let end = named + text[named..].find("\n}\n").unwrap();
-    let old = &text[start..end];
-    assert!(old.contains(from), "{module} has no {from}");
-    let new = old.replacen(from, to, 1);
+    let end = named + text[named..].find("\n}\n").unwrap() + "\n}\n".len();
+    let new = make(&text[start..end]);
     text.replace_range(start..end, &new);
     let all = complaints(&tree);
     let told = all.iter().any(|line| line.contains(expected));
-    assert!(
-        told,
-        "{module}, {from:?} -> {to:?}, expected {expected:?}: {all:#?}"
-    );
+    assert!(told, "{what}, expected {expected:?}: {all:#?}");
 }
 
 #[test]
@@ -179,7 +190,7 @@ fn a_missing_library_is_told() {
         "crosvm-vsock: the sources use `crosvm_vsock`",
     );
     mutate(
-        "libdevice_virtio_vsock",
+        "device_virtio_vsock_defaults",
         "        \"libjail\",\n",
         "",
         "the sources use `jail`, but rustlibs for the device has no libjail",
@@ -269,7 +280,7 @@ fn a_library_in_the_wrong_place_is_told() {
         "`libandroid_logger` is for devices only",
     );
     mutate(
-        "libdevice_virtio_vsock",
+        "device_virtio_vsock_defaults",
         "defaults: [\"crosvm_defaults\"]",
         "defaults: [\"crosvm_vsock_defaults\"]",
         "`libbase_rust` is crosvm's, and visible only with crosvm_defaults",
@@ -285,14 +296,14 @@ fn a_library_in_the_wrong_place_is_told() {
 #[test]
 fn both_vm_memories_in_one_module_are_told() {
     mutate(
-        "libdevice_virtio_vsock",
+        "device_virtio_vsock_defaults",
         "        \"libvm_memory\",\n",
         "        \"libvm_memory\",\n        \"libvm_memory_android\",\n",
         "libvm_memory and libvm_memory_android are all the crate `vm_memory`",
     );
     // Through the daemon's library, which brings the other.
     mutate(
-        "libdevice_virtio_vsock",
+        "device_virtio_vsock_defaults",
         "\"libcrosvm_vsock\"",
         "\"libcrosvm_vsock_daemon\"",
         "libvm_memory and libvm_memory_android are all the crate `vm_memory`",
@@ -336,13 +347,13 @@ fn a_wrong_edition_name_or_version_is_told() {
         "the edition is 2018, but Cargo's is 2021",
     );
     mutate(
-        "libdevice_virtio_vsock",
+        "device_virtio_vsock_defaults",
         "    edition: \"2021\",\n",
         "",
         "the edition is none",
     );
     mutate(
-        "libdevice_virtio_vsock",
+        "device_virtio_vsock_defaults",
         "0.1.0",
         "0.0.9",
         "cargo_pkg_version is 0.0.9",
@@ -423,25 +434,36 @@ fn a_wrong_name_is_told() {
 
 #[test]
 fn a_test_without_a_module_is_told() {
-    let mut tree = tree();
-    let text = &mut tree.files[0].1;
-    let start = text.find("\nrust_test {\n    name: \"crosvm_vsock_test_tests_halted\"");
-    let start = start.unwrap();
-    let end = start + text[start..].find("\n}\n").unwrap() + 2;
-    text.replace_range(start..end, "");
-    let all = complaints(&tree);
-    for expected in [
-        "the target `halted` of crosvm_vsock has no module here",
-        "TEST_MAPPING: `crosvm_vsock_test_tests_halted` is no rust_test",
-    ] {
-        assert!(all.iter().any(|line| line.contains(expected)), "{all:#?}");
-    }
+    remove(
+        "crosvm_vsock_test_tests_halted",
+        &[
+            "the target `halted` of crosvm_vsock has no module here",
+            "TEST_MAPPING: `crosvm_vsock_test_tests_halted` is no rust_test",
+        ],
+    );
+}
+
+#[test]
+fn unit_tests_without_a_module_are_told() {
+    remove(
+        "device_virtio_vsock_test_src_lib",
+        &[
+            "the target `device_virtio_vsock` of device_virtio_vsock has unit tests, but no \
+             rust_test has its root",
+            "crosvm/TEST_MAPPING: `device_virtio_vsock_test_src_lib` is no rust_test",
+        ],
+    );
+    remove(
+        "crosvm_vsock_test_src_main",
+        &["the target `crosvm-vsock` of crosvm_vsock has unit tests"],
+    );
 }
 
 #[test]
 fn a_test_that_is_not_mapped_is_told() {
     let mut tree = tree();
-    tree.mapping = tree.mapping.replace("_tests_probe", "_tests_prob");
+    let text = &mut tree.mappings[0].1;
+    *text = text.replace("_tests_probe", "_tests_prob");
     let all = complaints(&tree);
     for expected in [
         "`crosvm_vsock_test_tests_probe` is missing",

@@ -9,7 +9,7 @@ use semver::{Version, VersionReq};
 
 use super::cargo::{Dependency, Package, Target, Workspace};
 use super::cfg::Setting;
-use super::soong::{Library, Origin, Place, LIBRARIES, WITHOUT_MODULE};
+use super::soong::{Library, Origin, Place, LIBRARIES};
 use super::sources::Sources;
 use super::unit::{Complaint, Generated, Product, Unit};
 
@@ -327,81 +327,6 @@ impl Rules<'_> {
         }
     }
 
-    /// Every target of the packages that have modules has one, or a reason.
-    fn targets(&self) -> Vec<Complaint> {
-        let roots: BTreeSet<PathBuf> = self
-            .units
-            .iter()
-            .filter_map(|unit| Some(self.root.join(unit.crate_root()?)))
-            .collect();
-        let mut complaints = Vec::new();
-        for package in &self.workspace.packages {
-            let has_units = |target: &Target| roots.contains(&target.src_path);
-            if !package.targets.iter().any(has_units) {
-                continue;
-            }
-            for target in &package.targets {
-                if target.is("custom-build") || target.is("bench") {
-                    continue;
-                }
-                let reason = WITHOUT_MODULE
-                    .iter()
-                    .any(|(own, name, _)| *own == package.name && *name == target.name);
-                let what = match (has_units(target), reason) {
-                    (false, false) => format!(
-                        "the target `{}` of {} has no module here, and no reason for that in \
-                         xtask/src/android/soong.rs",
-                        target.name, package.name
-                    ),
-                    (true, true) => format!(
-                        "the target `{}` of {} has a module, and a reason to have none in \
-                         xtask/src/android/soong.rs",
-                        target.name, package.name
-                    ),
-                    _ => continue,
-                };
-                complaints.push(Complaint {
-                    file: PathBuf::from("Android.bp"),
-                    line: None,
-                    module: String::new(),
-                    what,
-                });
-            }
-        }
-        complaints
-    }
-
-    /// Every source file of a crate with a module belongs to a crate.
-    fn orphans(&self) -> Vec<Complaint> {
-        let mut reached = BTreeSet::new();
-        let mut places = BTreeSet::new();
-        for unit in self.units {
-            let Some(root) = unit.crate_root() else {
-                continue;
-            };
-            if let Ok(found) = self.sources.follow(&root, None) {
-                reached.extend(found.files);
-            }
-            if unit.product != Product::Test {
-                places.extend(root.parent().map(Path::to_owned));
-            }
-        }
-        let mut files = Vec::new();
-        for place in places {
-            rust_files(self.root, &place, &mut files);
-        }
-        let orphans = files.into_iter().filter(|file| !reached.contains(file));
-        orphans
-            .map(|file| Complaint {
-                file,
-                line: None,
-                module: String::new(),
-                what: "no module of Android.bp reaches this file: remove it, or add its `mod`"
-                    .to_owned(),
-            })
-            .collect()
-    }
-
     fn find(&self, name: &str) -> Option<Named<'_>> {
         let own = self.units.iter().find(|unit| unit.name == name);
         let generated = || self.generated.iter().find(|library| library.module == name);
@@ -490,20 +415,6 @@ fn version_and_features(
                 "Cargo wants {} with `{feature}`, but {} is built without",
                 dependency.name, library.module
             ));
-        }
-    }
-}
-
-fn rust_files(root: &Path, place: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(root.join(place)) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = place.join(entry.file_name());
-        if entry.path().is_dir() {
-            rust_files(root, &path, files);
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
-            files.push(path);
         }
     }
 }

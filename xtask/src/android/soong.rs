@@ -314,6 +314,7 @@ pub const LIBRARIES: &[Library] = &[
     crosvm("libjail", "jail"),
     crosvm("libminijail_rust", "minijail"),
     crosvm("libresources", "resources"),
+    crosvm("libserde_keyvalue", "serde_keyvalue"),
     crosvm("libsnapshot_crosvm", "snapshot"),
     crosvm("libsync_rust", "sync"),
     crosvm("libvm_control", "vm_control"),

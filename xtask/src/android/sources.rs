@@ -29,6 +29,8 @@ pub struct Crate {
     pub files: BTreeSet<PathBuf>,
     /// What they name.
     pub names: Names,
+    /// Whether something in them is for tests alone.
+    pub tests: bool,
 }
 
 /// What tokens name.
@@ -137,6 +139,7 @@ impl Sources {
                 continue;
             }
             found.names.add(&piece.names);
+            found.tests |= piece.condition.is_of_tests();
             match &piece.module {
                 None => {}
                 Some(Module::Inline(name, inner)) => {
@@ -306,9 +309,11 @@ mod tests {
         let names: Vec<_> = found.names.first.iter().map(String::as_str).collect();
         assert_eq!(names, ["inner", "log"]);
         assert!(found.names.variables.contains("VERSION"));
+        assert!(!found.tests);
 
         let all = sources.follow(root, None).unwrap();
         assert_eq!(all.files.len(), 6);
+        assert!(all.tests);
         assert!(all.names.first.contains("serde") && all.names.first.contains("tempfile"));
         assert!(all.names.features.contains("b"));
         let missing = sources.follow(Path::new("src/none.rs"), None).unwrap_err();
