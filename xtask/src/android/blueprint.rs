@@ -59,6 +59,18 @@ impl Value {
     }
 }
 
+/// As Blueprint has it, in one line.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Bool(bool) => write!(f, "{bool}"),
+            Self::List(list) => write!(f, "{list:?}"),
+            Self::Map(_) => f.write_str("{...}"),
+        }
+    }
+}
+
 impl Module {
     /// Its name; empty if it has none.
     pub fn name(&self) -> &str {

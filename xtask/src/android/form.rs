@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The form of each module: known types, known properties of the right kind in
-//! AOSP's order, sorted lists, names once, paths that exist.
+//! AOSP's order, known values, sorted lists, names once, paths that exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -72,6 +72,7 @@ fn check_properties(
         } else {
             last = Some((place, name));
         }
+        check_values(property, &shown, complain);
         match (known[place].1, &property.value) {
             (Kind::Text, Value::Text(_)) | (Kind::Bool, Value::Bool(_)) => {}
             (Kind::List, Value::List(list)) => {
@@ -96,6 +97,29 @@ fn check_properties(
     }
 }
 
+/// Whether a property of which Soong knows all values has one of them.
+fn check_values(property: &Property, shown: &str, complain: &mut impl FnMut(String)) {
+    let values = match &property.value {
+        Value::Text(text) => std::slice::from_ref(text),
+        Value::List(list) => list,
+        _ => return,
+    };
+    let known = soong::VALUES
+        .iter()
+        .find(|(name, _)| *name == property.name);
+    let Some((_, known)) = known else { return };
+    for value in values
+        .iter()
+        .filter(|value| !known.contains(&value.as_str()))
+    {
+        complain(format!(
+            "line {}: `{shown}` cannot be \"{value}\"; there are: {}",
+            property.line,
+            known.join(", ")
+        ));
+    }
+}
+
 /// Properties that only some Rust modules have.
 fn check_place(module: &Module, known: &str, is_own_type: bool, complain: &mut impl FnMut(String)) {
     if !RUST_TYPES.contains(&known) {
@@ -117,21 +141,13 @@ fn check_place(module: &Module, known: &str, is_own_type: bool, complain: &mut i
     if known == "rust_binary_host" && module.get("host_supported").is_some() {
         complain("`host_supported` says nothing on a rust_binary_host".to_owned());
     }
-    for name in ["lints", "clippy_lints"] {
-        if module.text(name).is_some_and(|lints| lints != "android") {
-            complain(format!("`{name}` is to be \"android\", the strict set"));
-        }
-    }
 }
 
 fn check_paths(root: &Path, file: &File, module: &Module, complain: &mut impl FnMut(String)) {
     let directory = file.path.parent().unwrap_or(Path::new(""));
     let lists = PATHS.iter().flat_map(|list| module.list(list));
-    let root_file = module.get("crate_root").and_then(|value| match value {
-        Value::Text(text) => Some(text),
-        _ => None,
-    });
-    for path in lists.chain(root_file) {
+    let lists = lists.map(String::as_str);
+    for path in lists.chain(module.text("crate_root")) {
         if path.starts_with(':') {
             continue;
         }
@@ -141,6 +157,11 @@ fn check_paths(root: &Path, file: &File, module: &Module, complain: &mut impl Fn
         };
         if !exists {
             complain(format!("there is no file `{path}`"));
+        }
+    }
+    if let Some(path) = module.text("local_include_dir") {
+        if !root.join(directory).join(path).is_dir() {
+            complain(format!("there is no directory `{path}`"));
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | step | what it holds against what |
 //! |---|---|
 //! | [`format`](bpfmt) | the files against AOSP's formatter |
-//! | modules ([`form`], [`rules`]) | the files against Soong's properties, Cargo.toml, the sources, AOSP's libraries ([`soong`]) |
+//! | modules ([`form`], [`references`], [`shipped`], [`rules`]) | the files against Soong's properties, each other, what others rely on, Cargo.toml, the sources, AOSP's libraries ([`soong`]) |
 //! | [`typecheck`] | the sources against a compiler for Android, as the files say |
 //!
 //! AOSP's clippy lints are among those of `cargo xtask test`, which knows more.
@@ -15,7 +15,9 @@ mod cargo;
 mod cfg;
 mod coverage;
 mod form;
+mod references;
 mod rules;
+mod shipped;
 mod soong;
 mod sources;
 mod toolchain;
@@ -24,6 +26,8 @@ mod unit;
 
 #[cfg(test)]
 mod mutation_test;
+#[cfg(test)]
+mod shipped_test;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -157,6 +161,8 @@ fn check(
         .collect::<Result<Vec<_>>>()?;
     let (units, mut complaints) = units(&files);
     complaints.extend(form::check(root, &files));
+    complaints.extend(references::check(&files));
+    complaints.extend(shipped::check(&files, &units));
     let rules = Rules {
         root,
         units: &units,

@@ -153,7 +153,7 @@ fn a_property_out_of_order_or_place_is_told() {
         "crosvm_vsock_defaults",
         "lints: \"android\"",
         "lints: \"none\"",
-        "`lints` is to be \"android\"",
+        "`lints` is \"none\", but must be \"android\"",
     );
     mutate(
         "crosvm-vsock",
@@ -479,4 +479,16 @@ fn what_is_no_blueprint_is_told_with_file_and_line() {
     tree.files[1].1 = "rust_library {\n    name \"x\",\n}\n".to_owned();
     let all = complaints(&tree);
     assert_eq!(all, ["crosvm/Android.bp: line 2: expected `:`, not \"x\""]);
+}
+
+#[test]
+fn a_file_without_a_license_is_told() {
+    let mut tree = tree();
+    let text = &mut tree.files[1].1;
+    *text = text.replace("\"external_crosvm_vsock_license\"", "");
+    let all = complaints(&tree);
+    assert_eq!(
+        all,
+        ["crosvm/Android.bp: no package module with `default_applicable_licenses`"]
+    );
 }

@@ -144,6 +144,29 @@ pub fn properties(module_type: &str) -> Option<Properties> {
     Some(found.1)
 }
 
+/// Properties whose values Soong or its tools know beforehand: those values, as
+/// far as anything of ours could have them.
+pub const VALUES: &[(&str, &[&str])] = &[
+    (
+        "apex_available",
+        &["//apex_available:platform", "com.android.virt"],
+    ),
+    ("compile_multilib", &["32", "64", "both", "first"]),
+    (
+        "license_kinds",
+        &[
+            "SPDX-license-identifier-Apache-2.0",
+            "SPDX-license-identifier-BSD-3-Clause",
+        ],
+    ),
+    ("lints", &["android", "default", "none", "vendor"]),
+    ("clippy_lints", &["android", "default", "none", "vendor"]),
+    (
+        "test_suites",
+        &["cts", "device-tests", "general-tests", "vts"],
+    ),
+];
+
 /// Where a module can be linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

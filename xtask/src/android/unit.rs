@@ -83,26 +83,35 @@ pub struct Unit {
     pub on_host: bool,
     /// Whether it has crosvm's defaults.
     pub of_crosvm: bool,
-    /// Each list by its path, as `rustlibs` or `target.host.rustlibs`.
-    lists: BTreeMap<String, Vec<String>>,
-    texts: BTreeMap<String, String>,
-    bools: BTreeMap<String, bool>,
+    /// By their paths, as `rustlibs` or `target.host.rustlibs`.
+    properties: BTreeMap<String, Value>,
 }
 
 impl Unit {
+    /// A property, if it is set.
+    pub fn get(&self, path: &str) -> Option<&Value> {
+        self.properties.get(path)
+    }
+
     /// A list; empty if it is not set.
     pub fn list(&self, path: &str) -> &[String] {
-        self.lists.get(path).map_or(&[], Vec::as_slice)
+        match self.get(path) {
+            Some(Value::List(list)) => list,
+            _ => &[],
+        }
     }
 
     /// A string, if it is set.
     pub fn text(&self, path: &str) -> Option<&str> {
-        self.texts.get(path).map(String::as_str)
+        match self.get(path)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
     }
 
     /// Whether a boolean is set and true.
     pub fn is_true(&self, path: &str) -> bool {
-        self.bools.get(path) == Some(&true)
+        self.get(path) == Some(&Value::Bool(true))
     }
 
     /// The crate's name, as Soong gives it to rustc.
@@ -141,22 +150,18 @@ impl Unit {
         systems
     }
 
+    /// A list is added to what defaults have; anything else replaces it.
     fn add(&mut self, path: &str, value: &Value) {
-        match value {
-            Value::Text(text) => {
-                self.texts.insert(path.to_owned(), text.clone());
+        if let Value::Map(properties) = value {
+            for property in properties {
+                self.add(&format!("{path}.{}", property.name), &property.value);
             }
-            Value::Bool(bool) => {
-                self.bools.insert(path.to_owned(), *bool);
-            }
-            Value::List(list) => {
-                let own = self.lists.entry(path.to_owned()).or_default();
-                own.extend(list.iter().cloned());
-            }
-            Value::Map(properties) => {
-                for property in properties {
-                    self.add(&format!("{path}.{}", property.name), &property.value);
-                }
+            return;
+        }
+        match (self.properties.get_mut(path), value) {
+            (Some(Value::List(own)), Value::List(list)) => own.extend(list.iter().cloned()),
+            _ => {
+                self.properties.insert(path.to_owned(), value.clone());
             }
         }
     }
@@ -229,9 +234,7 @@ pub fn units(files: &[File]) -> (Vec<Unit>, Vec<Complaint>) {
                 on_device: kind != "rust_binary_host",
                 on_host: false,
                 of_crosvm: false,
-                lists: BTreeMap::new(),
-                texts: BTreeMap::new(),
-                bools: BTreeMap::new(),
+                properties: BTreeMap::new(),
             };
             let mut seen = BTreeSet::new();
             if let Err(name) = apply(module, &defaults, &mut unit, &mut seen) {
