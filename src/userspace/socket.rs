@@ -333,18 +333,7 @@ impl Socket {
     /// Whether there is a message, be it empty, rather than the end: only a message has a
     /// sender. Always `false` for vsock, which does not tell.
     fn has_message(&self) -> io::Result<bool> {
-        let on: libc::c_int = 1;
-        // SAFETY: `on` is valid for its length.
-        let set = check(unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PASSCRED,
-                std::ptr::from_ref(&on).cast(),
-                mem::size_of_val(&on) as libc::socklen_t,
-            )
-        });
-        if set.is_err() {
+        if self.pass_credentials(true).is_err() {
             return Ok(false);
         }
         let mut control = [0u64; 8];
@@ -354,8 +343,25 @@ impl Socket {
         message.msg_controllen = mem::size_of_val(&control) as _;
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         // SAFETY: `control` is valid for its length; nothing else of `message` is set.
-        check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut message, flags) })?;
-        Ok(message.msg_controllen > 0)
+        let looked = check_len(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut message, flags) });
+        // Left on, it would give our end a name once we send.
+        self.pass_credentials(false)?;
+        looked.map(|_| message.msg_controllen > 0)
+    }
+
+    fn pass_credentials(&self, whether: bool) -> io::Result<()> {
+        let value = libc::c_int::from(whether);
+        // SAFETY: `value` is valid for its length.
+        check(unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PASSCRED,
+                std::ptr::from_ref(&value).cast(),
+                mem::size_of_val(&value) as libc::socklen_t,
+            )
+        })?;
+        Ok(())
     }
 
     /// Whether the peer sends no more, whatever is left to read.
