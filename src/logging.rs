@@ -6,15 +6,29 @@
 //! What is logged is said by `RUST_LOG`, and by `--log-level` on top of it. Nothing here
 //! fails: a wrong filter is told on standard error and left out, and a second logger is
 //! none. Panics are logged too, since nobody reads a daemon's standard error on Android.
+//!
+//! Once [`in_background`] was called, standard error holds nobody up.
+
+mod queue;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, Write};
 use std::panic::PanicHookInfo;
-use std::sync::Once;
+use std::sync::{Arc, Once, OnceLock};
+use std::time::Duration;
 
 use log::{error, log_enabled, Level};
 
+use self::queue::Queue;
+
 /// What is logged when nobody says it: what a client of the control socket does wrong, it is told.
 const DEFAULT: &str = "info,rsbinder=error";
+
+/// How long the end may wait for the last lines to be read.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a thread of its own writes to standard error.
+static BACKGROUND: OnceLock<Arc<Queue>> = OnceLock::new();
 
 /// Sets the log up; any call but the first does nothing.
 pub fn init(level: Option<&str>) {
@@ -25,6 +39,40 @@ pub fn init(level: Option<&str>) {
         install([Some(environment), level].into_iter().flatten());
         log_panics();
     });
+}
+
+/// Has standard error written by a thread of its own, from now on. It inherits the caller's
+/// signal mask.
+pub fn in_background() -> io::Result<()> {
+    let queue = Arc::<Queue>::default();
+    let lines = queue.clone();
+    let thread = std::thread::Builder::new().name("log".to_owned());
+    thread.spawn(move || lines.write_to(&mut io::stderr()))?;
+    // A second one would have nothing to write.
+    let _ = BACKGROUND.set(queue);
+    Ok(())
+}
+
+/// Says on standard error, logged or not, why the program ends.
+pub fn tell(error: &anyhow::Error) {
+    write(format!("crosvm-vsock: {error:#}\n").as_bytes());
+}
+
+/// Waits for the thread that writes to standard error, but not for ever.
+pub fn flush() {
+    if let Some(queue) = BACKGROUND.get() {
+        queue.flush(PATIENCE);
+    }
+}
+
+fn write(line: &[u8]) {
+    match BACKGROUND.get() {
+        Some(queue) => queue.push(line),
+        None => {
+            // There is nobody to tell that this fails.
+            let _ = io::stderr().write_all(line);
+        }
+    }
 }
 
 #[cfg(target_os = "android")]
@@ -45,7 +93,22 @@ fn install<'a>(filters: impl Iterator<Item = &'a str>) {
 
 #[cfg(not(target_os = "android"))]
 fn install<'a>(filters: impl Iterator<Item = &'a str>) {
+    /// Takes a line at a time, as env_logger writes them.
+    struct Lines;
+
+    impl Write for Lines {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            write(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     let mut builder = env_logger::Builder::new();
+    builder.target(env_logger::Target::Pipe(Box::new(Lines)));
     for filter in filters {
         builder.parse_filters(filter);
     }

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         None => match cli.daemon.vms() {
             Ok(vms) => daemon::run(vms, cli.daemon.control()),
             Err(error) => {
-                eprintln!("crosvm-vsock: {error:#}");
+                logging::tell(&error);
                 ExitCode::from(USAGE)
             }
         },

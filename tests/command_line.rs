@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -31,6 +31,10 @@ fn run(arguments: &[&str]) -> (i32, String) {
 
 /// A daemon that has said that it is ready.
 fn start(dir: &TempDir, arguments: &[String]) -> Child {
+    start_with(dir, arguments, Stdio::piped())
+}
+
+fn start_with(dir: &TempDir, arguments: &[String], stderr: Stdio) -> Child {
     let name = dir.path().join("notify");
     let _ = std::fs::remove_file(&name);
     let notify = UnixDatagram::bind(&name).unwrap();
@@ -38,7 +42,7 @@ fn start(dir: &TempDir, arguments: &[String]) -> Child {
     let child = daemon()
         .args(arguments)
         .env("NOTIFY_SOCKET", &name)
-        .stderr(Stdio::piped())
+        .stderr(stderr)
         .spawn()
         .unwrap();
     let mut message = [0; 64];
@@ -59,7 +63,9 @@ fn end(mut child: Child, signal: i32) -> (i32, String) {
         std::thread::sleep(Duration::from_millis(5));
     };
     let mut text = String::new();
-    child.stderr.unwrap().read_to_string(&mut text).unwrap();
+    if let Some(mut stderr) = child.stderr {
+        stderr.read_to_string(&mut text).unwrap();
+    }
     (status.code().unwrap_or(-1), text)
 }
 
@@ -341,6 +347,17 @@ fn an_idle_daemon_uses_no_cpu() {
     end(child, libc::SIGTERM);
 }
 
+fn boot(socket: &Path, cid: u64) -> (Guest, Vmm) {
+    let config = GuestConfig {
+        cid,
+        ..GuestConfig::default()
+    };
+    let guest = Guest::new(config.clone()).unwrap();
+    let mut vmm = Vmm::connect(socket).unwrap();
+    vmm.start(&guest, &config).unwrap();
+    (guest, vmm)
+}
+
 /// A call event whose count is full, and which waits for somebody to read it.
 fn full_event() -> File {
     // SAFETY: no pointers; the result is checked before it is owned.
@@ -356,25 +373,40 @@ fn full_event() -> File {
 fn a_vmm_that_holds_its_device_up_holds_up_neither_its_neighbour_nor_the_end() {
     let dir = TempDir::new().unwrap();
     let child = start(&dir, &vm_arguments(&dir, &[3, 4]));
-    let boot = |cid: u64| {
-        let config = GuestConfig {
-            cid,
-            ..GuestConfig::default()
-        };
-        let guest = Guest::new(config.clone()).unwrap();
-        let mut vmm = Vmm::connect(dir.path().join(format!("vhost{cid}.socket"))).unwrap();
-        vmm.start(&guest, &config).unwrap();
-        (guest, vmm)
-    };
-    let (_guest, vmm) = boot(3);
+    let (_guest, vmm) = boot(&dir.path().join("vhost3.socket"), 3);
     let stuck = std::thread::spawn(move || vmm.set_call(Queue::Rx, full_event()));
     std::thread::sleep(Duration::from_millis(100));
     assert!(!stuck.is_finished(), "nothing is tested");
-    drop(boot(4));
+    drop(boot(&dir.path().join("vhost4.socket"), 4));
     let (code, text) = end(child, libc::SIGTERM);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("the thread vsock-3 does not end"), "{text}");
     assert!(stuck.join().unwrap().is_err());
+}
+
+/// Cuttlefish's logs go through a pipe, which is full once its reader is stuck.
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_guests_nor_the_end() {
+    let dir = TempDir::new().unwrap();
+    let (reader, mut stderr) = UnixStream::pair().unwrap();
+    let copy = OwnedFd::from(stderr.try_clone().unwrap());
+    let child = start_with(&dir, &vm_arguments(&dir, &[3]), copy.into());
+    stderr.set_nonblocking(true).unwrap();
+    while stderr.write(&[b'\n'; 4096]).is_ok() {}
+    while stderr.write(b"\n").is_ok() {}
+    stderr.set_nonblocking(false).unwrap();
+    drop(stderr);
+    let socket = dir.path().join("vhost3.socket");
+    let served = std::thread::spawn(move || drop(boot(&socket, 3)));
+    let deadline = Instant::now() + PATIENCE;
+    while !served.is_finished() {
+        assert!(Instant::now() < deadline, "the guest is not served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    served.join().unwrap();
+    let (code, _) = end(child, libc::SIGTERM);
+    assert_eq!(code, 0);
+    drop(reader);
 }
 
 #[test]

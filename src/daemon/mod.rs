@@ -38,6 +38,7 @@ use self::announce::announce;
 use self::notify::notify;
 use self::signals::Signals;
 use crate::cli::vm::{Backend, Vm};
+use crate::logging;
 
 /// How long all threads together may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -71,13 +72,15 @@ impl Ready {
 
 /// Serves `vms` until a signal, and at the socket `control` whoever asks about them.
 pub fn run(vms: Vec<Vm>, control: Option<&Path>) -> ExitCode {
-    match serve(vms, control) {
+    let code = match serve(vms, control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("crosvm-vsock: {error:#}");
+            logging::tell(&error);
             ExitCode::FAILURE
         }
-    }
+    };
+    logging::flush();
+    code
 }
 
 fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
@@ -93,6 +96,8 @@ fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
         let cid = vm.cid;
         all.push(prepare(vm, &neighbourhood).with_context(|| format!("vm {cid}"))?);
     }
+    // Others can make us log from here on.
+    logging::in_background().context("no thread for the log")?;
     #[cfg(feature = "control")]
     let control = control::open(control, abouts, &all)?;
     #[cfg(not(feature = "control"))]

@@ -86,8 +86,8 @@ impl Daemon {
         std::fs::read_dir(path).unwrap().count()
     }
 
-    /// Its threads: one that waits for signals, one for new clients, one for each VM, and
-    /// as many as its clients need.
+    /// Its threads: one that waits for signals, one that writes the log, one for new clients,
+    /// one for each VM, and as many as its clients need.
     pub fn threads(&self) -> usize {
         self.count("task")
     }

@@ -105,7 +105,7 @@ fn fifty_clients_at_once() {
 fn clients_that_are_killed_in_the_middle() {
     let vm = Vm::start();
     let traffic = Traffic::start(&vm);
-    wait_until("earlier clients have left", || vm.daemon.threads() == 3);
+    wait_until("earlier clients have left", || vm.daemon.threads() == 4);
     let descriptors = vm.daemon.descriptors();
     let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
     for _ in 0..10 {
@@ -140,7 +140,7 @@ fn clients_that_are_killed_in_the_middle() {
     vm.guest.resume();
     traffic.assert_flows();
     wait_until("nothing is left of them", || {
-        (vm.daemon.threads(), vm.daemon.descriptors()) == (3, descriptors)
+        (vm.daemon.threads(), vm.daemon.descriptors()) == (4, descriptors)
     });
     traffic.end();
     let device = vm.client().device(3).unwrap();
