@@ -10,9 +10,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_driver::packet::{Header, Op};
 use guest_driver::queues::Queue;
 use guest_driver::vhost_user::{Vmm, ACCESS_PLATFORM};
-use guest_driver::{Guest, GuestConfig};
+use guest_driver::{Guest, GuestConfig, SocketType};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -382,6 +383,37 @@ fn a_vmm_that_holds_its_device_up_holds_up_neither_its_neighbour_nor_the_end() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("the thread vsock-3 does not end"), "{text}");
     assert!(stuck.join().unwrap().is_err());
+}
+
+#[test]
+fn a_guest_cannot_fill_the_log_of_those_who_look_closer() {
+    let dir = TempDir::new().unwrap();
+    let arguments = [
+        &["--log-level=debug".to_owned()],
+        &vm_arguments(&dir, &[3])[..],
+    ]
+    .concat();
+    let child = start(&dir, &arguments);
+    let (guest, _vmm) = boot(&dir.path().join("vhost3.socket"), 3);
+    let raw = guest.raw();
+    for number in 0..300 {
+        let header = Header {
+            src_cid: 3,
+            dst_cid: 2,
+            src_port: number,
+            dst_port: 99,
+            socket_type: SocketType::STREAM,
+            op: if number % 2 == 0 { Op(77) } else { Op::REQUEST },
+            ..Header::default()
+        };
+        raw.send(&header, &[]).unwrap();
+        raw.expect(Op::RST, PATIENCE).unwrap();
+    }
+    let (code, text) = end(child, libc::SIGTERM);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("DEBUG"), "{text}");
+    let lines = text.lines().count();
+    assert!(lines < 40, "{lines} lines");
 }
 
 /// Cuttlefish's logs go through a pipe, which is full once its reader is stuck.

@@ -9,8 +9,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use log::debug;
-
 use super::hybrid::{self, Line};
 use super::listener::ListenerKind;
 use super::muxer::Muxer;
@@ -156,7 +154,7 @@ impl Muxer {
     pub(super) fn expire_clients(&mut self, now: Instant) {
         while let Some((when, id)) = self.client_timers.pop(now) {
             if self.clients.get_mut(id).is_some_and(|c| c.deadline == when) {
-                debug!("vm {}: a client said nothing in time", self.guest);
+                self.note(format_args!("a client said nothing in time"));
                 self.clients.remove(id);
             }
         }
@@ -183,7 +181,7 @@ impl Muxer {
                 ));
             }
             Err(error) => {
-                debug!("vm {}: a client: {error}", self.guest);
+                self.note(format_args!("a client: {error}"));
                 self.clients.remove(id);
             }
         }

@@ -9,8 +9,6 @@
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
-use log::debug;
-
 use super::connection::{Greeting, Key, State};
 use super::hybrid;
 use super::listener::HostPlace;
@@ -83,10 +81,9 @@ impl Muxer {
     ) {
         if !self.listening {
             self.stats.refused.add(1);
-            debug!(
-                "vm {}: the guest is not there yet: hung up on a client",
-                self.guest
-            );
+            self.note(format_args!(
+                "the guest is not there yet: hung up on a client"
+            ));
             return;
         }
         let whom = if key.peer == Cid::HOST {
@@ -217,7 +214,7 @@ impl Muxer {
             }
             Err(error) => {
                 if !self.noted_out_of_descriptors(&error) {
-                    debug!("vm {}: nobody at port {port}: {error}", self.guest);
+                    self.note(format_args!("nobody at port {port}: {error}"));
                 }
                 self.refuse_request(id);
             }
@@ -356,7 +353,7 @@ impl Muxer {
                 // What it has sent is the guest's, even so.
                 let left = |socket: &Socket| socket.peek(&mut [0]).is_ok_and(|len| len > 0);
                 if !connection.socket.as_ref().is_some_and(left) {
-                    debug!("vm {}: a client left before the guest answered", self.guest);
+                    self.note(format_args!("a client left before the guest answered"));
                     self.abort(id);
                 }
             }

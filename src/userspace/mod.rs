@@ -69,7 +69,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, info};
+use log::info;
 
 use self::completions::Completions;
 use self::hybrid::Reply;
@@ -262,12 +262,12 @@ impl Active {
     }
 
     /// Shows the guest what was used in a queue, and tells it if it wants to be told.
-    fn publish(&mut self, queue: usize) {
+    fn publish(&mut self, queue: usize, muxer: &Muxer) {
         if let Some(ring) = &mut self.rings[queue] {
             if ring.publish() {
                 if let Some(call) = &self.calls[queue] {
                     if let Err(error) = call.signal() {
-                        debug!("a call event cannot be signalled: {error}");
+                        muxer.note(format_args!("a call event cannot be signalled: {error}"));
                     }
                 }
             }
@@ -293,7 +293,7 @@ impl Active {
             let new = muxer.stats.packets_from_guest.get() != before.0;
             let (owed, size) = (ring.owed(), ring.size());
             if ring.has_unpublished() && self.completions.tell(owed, size, new, now) {
-                self.publish(TX);
+                self.publish(TX, muxer);
             }
         }
         if let Some(ring) = &mut self.rings[RX] {
@@ -306,12 +306,12 @@ impl Active {
                 ring.disable_kicks();
             }
         }
-        self.publish(RX);
+        self.publish(RX, muxer);
         if *reset_event {
             if let Some(ring) = &mut self.rings[EVENT] {
                 *reset_event = !reset_event::report(ring, &self.bus)?;
             }
-            self.publish(EVENT);
+            self.publish(EVENT, muxer);
         }
         let after = moved(muxer);
         let look = polling.turned(after.0 != before.0, after.1 != before.1, now);
@@ -367,10 +367,10 @@ impl DataPath for UserspacePath {
 
     fn stop(&mut self) -> Option<[Option<u16>; QUEUES]> {
         let mut active = self.active.take()?;
-        active.publish(TX);
+        active.publish(TX, &self.muxer);
         active.unwatch(&self.muxer.epoll);
         self.muxer.listening = false;
-        debug!("vm {}: queues stopped", self.muxer.guest);
+        self.muxer.note(format_args!("queues stopped"));
         let base = |ring: Option<SplitRing>| ring.map(|ring| ring.base());
         Some(active.rings.map(base))
     }

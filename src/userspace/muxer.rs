@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{debug, warn};
+use log::{debug, log_enabled, warn, Level};
 
 use super::acceptor::Acceptors;
 use super::clients::Client;
@@ -84,6 +84,7 @@ pub struct Muxer {
     /// No client is let in until then, for want of descriptors.
     pub(super) closed_until: Option<Instant>,
     pub(super) reports: RateLimit,
+    notes: RateLimit,
     pub(super) acceptors: Acceptors,
     pub(super) watchers: Arc<Watchers>,
 }
@@ -121,6 +122,7 @@ impl Muxer {
             spare: EventFd::new().ok(),
             closed_until: None,
             reports: RateLimit::default(),
+            notes: RateLimit::default(),
             acceptors: Acceptors::default(),
             watchers: Arc::default(),
         }
@@ -135,6 +137,13 @@ impl Muxer {
     pub(super) fn report(&self, what: std::fmt::Arguments<'_>) {
         if self.reports.allow() {
             warn!("vm {}: {what}", self.guest);
+        }
+    }
+
+    /// Logs for whoever looks closer what a guest or a client has brought about, not too often.
+    pub(super) fn note(&self, what: std::fmt::Arguments<'_>) {
+        if log_enabled!(Level::Debug) && self.notes.allow() {
+            debug!("vm {}: {what}", self.guest);
         }
     }
 
@@ -154,7 +163,7 @@ impl Muxer {
             (key, parsed) => {
                 if let Err(error) = parsed {
                     self.stats.malformed.add(1);
-                    debug!("vm {}: {error}", self.guest);
+                    self.note(format_args!("{error}"));
                 }
                 // An operation that does not exist ends the connection it is for; a
                 // type that does not exist says nothing of one.

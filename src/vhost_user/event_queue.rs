@@ -14,6 +14,7 @@ use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
 use crate::path::Queue;
+use crate::rate_limit::RateLimit;
 use crate::userspace::reset_event;
 use crate::userspace::ring::{RingError, SplitRing};
 
@@ -23,6 +24,7 @@ pub(super) struct EventQueue {
     bus: Bus,
     kick: Option<Arc<EventFd>>,
     call: Option<Arc<EventFd>>,
+    notes: RateLimit,
 }
 
 impl EventQueue {
@@ -39,6 +41,7 @@ impl EventQueue {
             bus: Bus::new(memory.clone(), None),
             kick: queue.kick.clone(),
             call: queue.call.clone(),
+            notes: RateLimit::default(),
         })
     }
 
@@ -83,7 +86,9 @@ impl EventQueue {
     fn signal(&self) {
         if let Some(call) = &self.call {
             if let Err(error) = call.signal() {
-                debug!("a call event cannot be signalled: {error}");
+                if self.notes.allow() {
+                    debug!("a call event cannot be signalled: {error}");
+                }
             }
         }
     }

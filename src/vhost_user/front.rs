@@ -30,6 +30,7 @@ use crate::bus::{Iotlb, NoPlace};
 use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
 use crate::path::{Activation, DataPath, Queue, EVENT, QUEUES, RX, TX};
+use crate::rate_limit::RateLimit;
 
 /// Guest memory as the front end sees it.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,7 @@ pub struct Front<P> {
     /// The device would run if it were known where its rings are.
     waiting: bool,
     pub(super) told_of_loose_memory: bool,
+    pub(super) notes: RateLimit,
 }
 
 /// The reason is logged by whoever hangs up on the front end.
@@ -75,6 +77,7 @@ impl<P: DataPath> Front<P> {
             iotlb: Arc::default(),
             waiting: false,
             told_of_loose_memory: false,
+            notes: RateLimit::default(),
         }
     }
 
@@ -267,12 +270,14 @@ impl<P: DataPath> Front<P> {
     /// Asks the front end for the translations that are missing.
     pub(super) fn ask(&mut self) {
         for miss in self.iotlb.questions() {
-            debug!(
-                "vm {}: asks where {} leads ({})",
-                self.path.cid(),
-                miss.iova,
-                miss.access
-            );
+            if self.notes.allow() {
+                debug!(
+                    "vm {}: asks where {} leads ({})",
+                    self.path.cid(),
+                    miss.iova,
+                    miss.access
+                );
+            }
             let sent = self.channel.as_mut().map(|channel| channel.ask(miss));
             if let Some(Err(error)) = sent {
                 error!(

@@ -68,7 +68,9 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
             )));
         }
         if self.acked != Some(acked) {
-            debug!("vm {}: features {acked}", self.path.cid());
+            if self.notes.allow() {
+                debug!("vm {}: features {acked}", self.path.cid());
+            }
             self.acked = Some(acked);
             if self.path.is_active() {
                 self.start()?;

@@ -346,10 +346,12 @@ impl<P: DataPath> Worker<P> {
             self.forget_those_who_left();
         }
         if self.candidates.len() == MOST_CANDIDATES && !self.make_room() {
-            debug!(
-                "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
-                self.name
-            );
+            if self.notes.allow() {
+                debug!(
+                    "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
+                    self.name
+                );
+            }
             return;
         }
         let number = self.next_candidate;

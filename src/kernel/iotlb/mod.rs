@@ -63,6 +63,7 @@ pub struct Iotlb {
     mirror: Mutex<Mirror>,
     counters: Counters,
     complaints: RateLimit,
+    notes: RateLimit,
 }
 
 /// What the kernel was told.
@@ -181,6 +182,7 @@ impl Iotlb {
             }),
             counters: Counters::default(),
             complaints: RateLimit::default(),
+            notes: RateLimit::default(),
         }
     }
 
@@ -364,10 +366,12 @@ impl Iotlb {
         }
         let mut commands = Vec::new();
         mirror.table.map(mapping, &mut commands);
-        debug!(
-            "vhost-vsock: miss at IOVA {iova} ({access}), mapped {}",
-            mapping.range
-        );
+        if self.notes.allow() {
+            debug!(
+                "vhost-vsock: miss at IOVA {iova} ({access}), mapped {}",
+                mapping.range
+            );
+        }
         self.send(&commands)?;
         Ok(None)
     }
