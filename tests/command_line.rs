@@ -416,6 +416,28 @@ fn a_guest_cannot_fill_the_log_of_those_who_look_closer() {
     assert!(lines < 40, "{lines} lines");
 }
 
+/// It has hung up on the channel for them.
+#[test]
+fn a_vmm_that_cannot_be_asked_for_translations_does_not_fill_the_log() {
+    let dir = TempDir::new().unwrap();
+    let child = start(&dir, &vm_arguments(&dir, &[3]));
+    let config = GuestConfig::default();
+    for _ in 0..20 {
+        let guest = Guest::new(config.clone()).unwrap();
+        let mut vmm = Vmm::connect(dir.path().join("vhost3.socket")).unwrap();
+        vmm.extra_features |= ACCESS_PLATFORM;
+        vmm.behind_viommu = true;
+        vmm.negotiate(&guest, &config).unwrap();
+        drop(vmm.serve_iotlb(&guest).unwrap());
+        vmm.start_rings(&guest).unwrap();
+    }
+    let (code, text) = end(child, libc::SIGTERM);
+    assert_eq!(code, 0, "{text}");
+    let complaint = "cannot be asked to translate";
+    let lines = text.lines().filter(|line| line.contains(complaint)).count();
+    assert!(0 < lines && lines < 10, "{lines}: {text}");
+}
+
 /// Cuttlefish's logs go through a pipe, which is full once its reader is stuck.
 #[test]
 fn a_log_that_nobody_reads_holds_up_neither_guests_nor_the_end() {

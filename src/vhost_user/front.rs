@@ -55,6 +55,7 @@ pub struct Front<P> {
     /// The device would run if it were known where its rings are.
     waiting: bool,
     pub(super) told_of_loose_memory: bool,
+    reports: RateLimit,
     pub(super) notes: RateLimit,
 }
 
@@ -77,6 +78,7 @@ impl<P: DataPath> Front<P> {
             iotlb: Arc::default(),
             waiting: false,
             told_of_loose_memory: false,
+            reports: RateLimit::default(),
             notes: RateLimit::default(),
         }
     }
@@ -280,11 +282,13 @@ impl<P: DataPath> Front<P> {
             }
             let sent = self.channel.as_mut().map(|channel| channel.ask(miss));
             if let Some(Err(error)) = sent {
-                error!(
-                    "vm {}: the front end cannot be asked to translate {}: {error}",
-                    self.path.cid(),
-                    miss.iova
-                );
+                if self.reports.allow() {
+                    error!(
+                        "vm {}: the front end cannot be asked to translate {}: {error}",
+                        self.path.cid(),
+                        miss.iova
+                    );
+                }
             }
         }
     }
