@@ -63,7 +63,7 @@ pub fn open(
     };
     let since = SystemTime::now();
     let devices = abouts.into_iter().zip(vms).map(|(about, vm)| Device {
-        cid: vm.cid,
+        cid: vm.job.cid,
         backend: about.backend,
         reason: about.reason,
         mailbox: vm.way.mailbox.clone(),

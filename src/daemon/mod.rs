@@ -11,14 +11,12 @@ mod announce;
 mod control;
 mod notify;
 mod signals;
+mod threads;
 
-use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crosvm_vsock::address::GuestCid;
@@ -37,35 +35,27 @@ use log::info;
 use self::announce::announce;
 use self::notify::notify;
 use self::signals::Signals;
+use self::threads::Job;
 use crate::cli::vm::{Backend, Vm};
 use crate::logging;
 
-/// How long all threads together may take to end.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// A VM that can be run on a thread of its own.
 struct Ready {
-    cid: GuestCid,
-    stop: Arc<EventFd>,
-    run: Box<dyn FnOnce() -> io::Result<()> + Send>,
+    job: Job,
     #[cfg(feature = "control")]
     way: control::Way,
-}
-
-/// A VM's thread.
-struct Running {
-    stop: Arc<EventFd>,
-    thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Ready {
     fn new<P: DataPath + Send + 'static>(cid: GuestCid, worker: Worker<P>) -> Self {
         Self {
-            cid,
-            stop: worker.stop_event(),
             #[cfg(feature = "control")]
             way: control::Way::to(&worker),
-            run: Box::new(|| worker.run()),
+            job: Job {
+                cid,
+                stop: worker.stop_event(),
+                run: Box::new(|| worker.run()),
+            },
         }
     }
 }
@@ -102,28 +92,16 @@ fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
     let control = control::open(control, abouts, &all)?;
     #[cfg(not(feature = "control"))]
     let _ = control;
-    let failed = Arc::new(EventFd::new().context("no event to wait for")?);
+    let ended = Arc::new(EventFd::new().context("no event to wait for")?);
     let mut running = Vec::new();
     for vm in all {
-        let Ready { cid, stop, run, .. } = vm;
-        let failed = failed.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("vsock-{cid}"))
-            .spawn(move || {
-                let result = run().with_context(|| format!("vm {cid}"));
-                if result.is_err() {
-                    failed.signal().context("cannot report a failure")?;
-                }
-                result
-            })
-            .context("no thread for a VM")?;
-        running.push(Running { stop, thread });
+        running.push(vm.job.start(&ended)?);
     }
     info!("serving {} VM(s)", running.len());
     notify("READY=1");
-    poll([signals.as_fd(), failed.as_fd()], None).context("cannot wait for signals")?;
+    poll([signals.as_fd(), ended.as_fd()], None).context("cannot wait for signals")?;
     notify("STOPPING=1");
-    let result = finish(running);
+    let result = threads::finish(running);
     // After the VMs: a client may wait for an answer from one of them.
     #[cfg(feature = "control")]
     drop(control);
@@ -178,30 +156,4 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
             Ok(Ready::new(cid, Worker::new(&socket, path)?))
         }
     }
-}
-
-/// Ends all threads; the first one's error, if there is one. One that does not end, since a
-/// VMM holds it up with an event that takes no signal, ends with the process.
-fn finish(running: Vec<Running>) -> anyhow::Result<()> {
-    for vm in &running {
-        vm.stop.signal().context("cannot stop a VM")?;
-    }
-    let deadline = Instant::now() + PATIENCE;
-    let mut result = Ok(());
-    for vm in running {
-        while !vm.thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        if !vm.thread.is_finished() {
-            let name = vm.thread.thread().name().unwrap_or("a VM").to_owned();
-            result = result.and(Err(anyhow::anyhow!("the thread {name} does not end")));
-            continue;
-        }
-        let ended = vm
-            .thread
-            .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("a VM's thread has panicked")));
-        result = result.and(ended);
-    }
-    result
 }
