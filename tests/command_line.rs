@@ -383,6 +383,9 @@ fn a_vmm_that_holds_its_device_up_holds_up_neither_its_neighbour_nor_the_end() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("the thread vsock-3 does not end"), "{text}");
     assert!(stuck.join().unwrap().is_err());
+    let _ = std::fs::remove_file(dir.path().join("notify"));
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

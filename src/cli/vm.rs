@@ -11,7 +11,7 @@ use std::time::Duration;
 use crosvm_vsock::address::{Cid, GuestCid, Port};
 use crosvm_vsock::compat::Mode;
 use crosvm_vsock::kernel::VhostVsock;
-use crosvm_vsock::userspace::hybrid::Reply;
+use crosvm_vsock::userspace::hybrid::{seqpacket_path, Reply};
 use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
 use crosvm_vsock::userspace::Config;
@@ -169,6 +169,17 @@ pub enum Backend {
 }
 
 impl Vm {
+    /// The socket files that are created for it.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let mut sockets = vec![self.socket.clone()];
+        if let Backend::Userspace(config) = &self.backend {
+            if let HostPlace::Unix(path) = &config.host {
+                sockets.extend([path.clone(), seqpacket_path(path).into()]);
+            }
+        }
+        sockets
+    }
+
     /// Whether the kernel reaches only what is shared.
     pub fn is_restricted(&self) -> bool {
         let mode = match &self.backend {

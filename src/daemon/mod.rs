@@ -14,7 +14,7 @@ mod signals;
 mod threads;
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -47,12 +47,17 @@ struct Ready {
 }
 
 impl Ready {
-    fn new<P: DataPath + Send + 'static>(cid: GuestCid, worker: Worker<P>) -> Self {
+    fn new<P: DataPath + Send + 'static>(
+        cid: GuestCid,
+        sockets: Vec<PathBuf>,
+        worker: Worker<P>,
+    ) -> Self {
         Self {
             #[cfg(feature = "control")]
             way: control::Way::to(&worker),
             job: Job {
                 cid,
+                sockets,
                 stop: worker.stop_event(),
                 run: Box::new(|| worker.run()),
             },
@@ -110,6 +115,7 @@ fn serve(vms: Vec<Vm>, control: Option<&Path>) -> anyhow::Result<()> {
 
 fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> {
     let epoll = Arc::new(Epoll::new().context("no event loop")?);
+    let sockets = vm.sockets();
     let Vm {
         socket,
         cid,
@@ -131,7 +137,7 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
                 }
             }
             let path = UserspacePath::new(config, neighbourhood, epoll)?;
-            Ok(Ready::new(cid, Worker::new(&socket, path)?))
+            Ok(Ready::new(cid, sockets, Worker::new(&socket, path)?))
         }
         Backend::Kernel {
             device,
@@ -153,7 +159,7 @@ fn prepare(vm: Vm, neighbourhood: &Arc<Neighbourhood>) -> anyhow::Result<Ready> 
                 Mode::Off | Mode::Translated => path,
             };
             info!("vm {cid}: kernel path through {name}, IOTLB {mode}{why}");
-            Ok(Ready::new(cid, Worker::new(&socket, path)?))
+            Ok(Ready::new(cid, sockets, Worker::new(&socket, path)?))
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The VMs' threads: how they start, and how the daemon ends when one does.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What a VM's thread is to do.
 pub struct Job {
     pub cid: GuestCid,
+    /// The socket files that it removes when it ends.
+    pub sockets: Vec<PathBuf>,
     /// Signalled, it ends `run`.
     pub stop: Arc<EventFd>,
     pub run: Box<dyn FnOnce() -> io::Result<()> + Send>,
@@ -25,6 +28,7 @@ pub struct Job {
 
 /// A VM's thread.
 pub struct Running {
+    sockets: Vec<PathBuf>,
     stop: Arc<EventFd>,
     thread: JoinHandle<anyhow::Result<()>>,
 }
@@ -43,7 +47,12 @@ impl Drop for End {
 impl Job {
     /// Starts the thread; `ended` is signalled when it ends, whatever the reason.
     pub fn start(self, ended: &Arc<EventFd>) -> anyhow::Result<Running> {
-        let Self { cid, stop, run } = self;
+        let Self {
+            cid,
+            sockets,
+            stop,
+            run,
+        } = self;
         let end = End(ended.clone());
         let thread = std::thread::Builder::new()
             .name(format!("vsock-{cid}"))
@@ -52,7 +61,11 @@ impl Job {
                 run().with_context(|| format!("vm {cid}"))
             })
             .context("no thread for a VM")?;
-        Ok(Running { stop, thread })
+        Ok(Running {
+            sockets,
+            stop,
+            thread,
+        })
     }
 }
 
@@ -71,6 +84,10 @@ pub fn finish(running: Vec<Running>) -> anyhow::Result<()> {
         let name = vm.thread.thread().name().unwrap_or("a VM").to_owned();
         if !vm.thread.is_finished() {
             result = result.and(Err(anyhow::anyhow!("the thread {name} does not end")));
+            for path in &vm.sockets {
+                // It may have been removed by somebody else.
+                let _ = std::fs::remove_file(path);
+            }
             continue;
         }
         let ended = vm
@@ -95,6 +112,7 @@ mod tests {
         let ended = Arc::new(EventFd::new().unwrap());
         let job = Job {
             cid: GuestCid::new(3).unwrap(),
+            sockets: Vec::new(),
             stop: Arc::new(EventFd::new().unwrap()),
             run: Box::new(|| panic!("a test")),
         };
