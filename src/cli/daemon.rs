@@ -37,7 +37,7 @@ pub struct Arguments {
     /// Unix socket to create for `status`, `connections`, `connect` and `reset`; only this
     /// user and root may use it.
     #[cfg(feature = "control")]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = super::sockets::parse)]
     control: Option<PathBuf>,
 
     /// Microseconds that a VM's thread looks for the next packet before it sleeps, where one

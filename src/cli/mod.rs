@@ -19,6 +19,7 @@ pub mod probe;
 mod prometheus;
 #[cfg(feature = "control")]
 pub mod reset;
+mod sockets;
 #[cfg(feature = "control")]
 pub mod status;
 pub mod vm;

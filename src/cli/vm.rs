@@ -16,6 +16,8 @@ use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
 use crosvm_vsock::userspace::Config;
 
+use super::sockets::{self, PathError};
+
 /// The CID of a VM that names none (as `vhost-device-vsock` has it).
 const DEFAULT_CID: u64 = 3;
 
@@ -107,6 +109,8 @@ pub enum SpecError {
         value: String,
         expected: &'static str,
     },
+    #[error("{key}: {error}")]
+    Path { key: &'static str, error: PathError },
     #[error("`socket` is missing: the path of the vhost-user socket for the VMM")]
     NoSocket,
     #[error(
@@ -122,6 +126,12 @@ pub enum SpecError {
     TwoPlaces,
     #[error("`forward-listen` needs `forward-cid`")]
     ListenAlone,
+}
+
+fn socket_path(key: &'static str, path: impl Into<PathBuf>) -> Result<PathBuf, SpecError> {
+    let path = path.into();
+    sockets::check(&path).map_err(|error| SpecError::Path { key, error })?;
+    Ok(path)
 }
 
 fn known_keys() -> String {
@@ -283,7 +293,11 @@ impl Spec {
             (Some(_), Some(_)) => Err(SpecError::TwoPlaces),
             (None, None) => Err(SpecError::NoPlace),
             (Some(_), None) if self.get("forward-listen").is_some() => Err(SpecError::ListenAlone),
-            (Some(path), None) => Ok(HostPlace::Unix(PathBuf::from(path))),
+            (Some(path), None) => {
+                let path = socket_path("uds-path", path)?;
+                socket_path("uds-path", seqpacket_path(&path))?;
+                Ok(HostPlace::Unix(path))
+            }
             (None, Some(cid)) => {
                 let port = |text: &str| {
                     text.parse().map(Port).map_err(|_| SpecError::Value {
@@ -314,7 +328,7 @@ impl Spec {
             value: e.0.to_string(),
             expected: "a guest's CID",
         })?;
-        let socket = PathBuf::from(self.get("socket").ok_or(SpecError::NoSocket)?);
+        let socket = socket_path("socket", self.get("socket").ok_or(SpecError::NoSocket)?)?;
         let expected = "a queue size (2 to 32768)";
         let queue_size = self.number("queue-size", 2, 32768, expected)?;
         let max_queue_size = queue_size.map_or(MAX_QUEUE_SIZE, |size| size as u16);
@@ -479,6 +493,15 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_too_long_if_a_socket_beside_it_is() {
+        let path = "u".repeat(97);
+        assert!(build(&format!("socket=s,uds-path={path}")).is_ok());
+        let error = build(&format!("socket=s,uds-path={path}u")).unwrap_err();
+        let expected = format!("uds-path: {path}u_seqpacket has 108 bytes, 1 more than");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+    }
+
+    #[test]
     fn errors_say_what_is_wrong_and_what_is_possible() {
         for (text, expected) in [
             (
@@ -502,6 +525,8 @@ mod tests {
             ),
             ("socket=s,uds-path=u,socket=t", "`socket` is given twice"),
             ("socket", "`socket` is not of the form key=value"),
+            ("socket=,uds-path=u", "socket: the path is empty"),
+            ("socket=s,uds-path=", "uds-path: the path is empty"),
             (
                 "socket=s,forward-cid=1,forward-listen=9001,9002",
                 "`9002` is not of the form key=value; if it belongs to `forward-listen`: its values are joined with `+`",

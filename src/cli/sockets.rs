@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Paths of sockets: which there can be.
+
+use std::mem;
+use std::path::{Path, PathBuf};
+
+/// The most bytes that the path of a socket has: `sun_path` holds a 0 besides.
+const MOST: usize =
+    mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+
+/// A path that no socket can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// The kernel would choose a name instead.
+    #[error("the path is empty: a socket needs one")]
+    Empty,
+    #[error("{} has {} bytes, {over} more than the path of a socket may have", path.display(), path.as_os_str().len())]
+    Long { path: PathBuf, over: usize },
+}
+
+/// Checks a path at which to create a socket.
+pub fn check(path: &Path) -> Result<(), PathError> {
+    match path.as_os_str().len() {
+        0 => Err(PathError::Empty),
+        len if len > MOST => Err(PathError::Long {
+            path: path.to_owned(),
+            over: len - MOST,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A path for a socket, as a flag has it.
+#[cfg(feature = "control")]
+pub fn parse(text: &str) -> Result<PathBuf, PathError> {
+    let path = PathBuf::from(text);
+    check(&path)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_long_as_the_kernel_takes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |len: usize| {
+            let parent = dir.path().display().to_string();
+            PathBuf::from(format!("{parent}/{}", "x".repeat(len - parent.len() - 1)))
+        };
+        for len in [MOST - 1, MOST, MOST + 1] {
+            let path = path(len);
+            let bound = std::os::unix::net::UnixListener::bind(&path);
+            assert_eq!(check(&path).is_ok(), bound.is_ok(), "{len} bytes");
+        }
+    }
+}
