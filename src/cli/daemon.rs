@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crosvm_vsock::userspace::listener::HostPlace;
-
-use super::vm::{help, Backend, Spec, Vm};
+use super::sockets;
+use super::vm::{help, Spec, Vm};
 
 /// Which VMs to serve, and how.
 #[derive(Args, Debug)]
@@ -37,7 +36,7 @@ pub struct Arguments {
     /// Unix socket to create for `status`, `connections`, `connect` and `reset`; only this
     /// user and root may use it.
     #[cfg(feature = "control")]
-    #[arg(long, value_name = "PATH", value_parser = super::sockets::parse)]
+    #[arg(long, value_name = "PATH", value_parser = sockets::parse)]
     control: Option<PathBuf>,
 
     /// Microseconds that a VM's thread looks for the next packet before it sleeps, where one
@@ -144,7 +143,7 @@ impl Arguments {
             }
             vms.push(spec.build().map_err(|e| anyhow::anyhow!("{name}: {e}"))?);
         }
-        check_together(&vms)?;
+        check_together(&vms, self.control())?;
         if let Some(vm) = vms.iter().find(|vm| vm.is_restricted()) {
             anyhow::ensure!(
                 self.control().is_some(),
@@ -168,30 +167,83 @@ impl Arguments {
 }
 
 /// What no two VMs may have in common.
-fn check_together(vms: &[Vm]) -> anyhow::Result<()> {
+fn check_together(vms: &[Vm], control: Option<&Path>) -> anyhow::Result<()> {
     let mut cids = HashSet::new();
-    let mut paths: HashSet<PathBuf> = HashSet::new();
-    for vm in vms {
-        let cid = vm.cid;
+    for Vm { cid, .. } in vms {
         anyhow::ensure!(
             cids.insert(cid),
             "two VMs have CID {cid}: each needs its own"
         );
-        let mut own = vec![vm.socket.clone()];
-        if let Backend::Userspace(config) = &vm.backend {
-            if let HostPlace::Unix(path) = &config.host {
-                own.push(path.clone());
+    }
+    let mut sockets: Vec<PathBuf> = vms.iter().flat_map(Vm::sockets).collect();
+    sockets.extend(control.map(PathBuf::from));
+    sockets::check_apart(&sockets)?;
+    for vm in vms {
+        let Some(base) = vm.host_programs() else {
+            continue;
+        };
+        for path in &sockets {
+            if let Some(port) = sockets::port_at(path, base) {
+                anyhow::bail!(
+                    "the path {} is that of port {port} for the guest of VM {}: choose another",
+                    path.display(),
+                    vm.cid
+                );
             }
-        }
-        for path in own {
-            let text = path.display().to_string();
-            anyhow::ensure!(
-                paths.insert(path),
-                "the path {text} is used twice: each socket needs its own"
-            );
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_do_not_get_in_each_others_way() {
+        let check = |texts: &[&str], control: Option<&str>| {
+            let vm = |text: &&str| Spec::parse(text).unwrap().build().unwrap();
+            let vms: Vec<Vm> = texts.iter().map(vm).collect();
+            check_together(&vms, control.map(Path::new))
+        };
+        let vm = "socket=s,uds-path=u";
+        for (other, control, expected) in [
+            ("socket=s,uds-path=v", None, "the path s is used twice"),
+            ("socket=t,uds-path=s", None, "the path s is used twice"),
+            ("socket=t,uds-path=v", Some("u"), "the path u is used twice"),
+            (
+                "socket=t,uds-path=u_seqpacket",
+                None,
+                "u_seqpacket is used twice",
+            ),
+            (
+                "socket=u_seqpacket,forward-cid=1",
+                None,
+                "u_seqpacket is used twice",
+            ),
+            (
+                "socket=t,uds-path=u_4294967295",
+                None,
+                "the path u_4294967295 is that of port 4294967295 for the guest of VM 3",
+            ),
+            ("socket=u_0,forward-cid=1", None, "u_0 is that of port 0"),
+            (
+                "socket=t,uds-path=v",
+                Some("u_70"),
+                "u_70 is that of port 70",
+            ),
+        ] {
+            let other = format!("guest-cid=4,{other}");
+            for vms in [[vm, &other], [&other, vm]] {
+                let error = check(&vms, control).unwrap_err().to_string();
+                assert!(error.contains(expected), "{vms:?}: {error}");
+            }
+        }
+        for other in ["u_", "u_070", "u_4294967296", "u_7/v", "v_70", "uu_70"] {
+            let other = format!("guest-cid=4,socket=t,uds-path={other}");
+            check(&[vm, &other], Some("c")).unwrap();
+        }
+    }
 }
 
 #[cfg(feature = "config-file")]

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Paths of sockets: which there can be.
+//! Paths of sockets: which there can be, and which get in each other's way.
 
+use std::collections::HashSet;
 use std::mem;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The most bytes that the path of a socket has: `sun_path` holds a 0 besides.
@@ -37,6 +39,34 @@ pub fn parse(text: &str) -> Result<PathBuf, PathError> {
     let path = PathBuf::from(text);
     check(&path)?;
     Ok(path)
+}
+
+/// A path that two sockets would have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the path {} is used twice: each socket needs its own, and `uds-path` takes PATH_seqpacket, too",
+    .0.display()
+)]
+pub struct Shared(PathBuf);
+
+/// Checks that no path is there twice.
+pub fn check_apart(paths: &[PathBuf]) -> Result<(), Shared> {
+    let mut seen = HashSet::new();
+    match paths.iter().find(|path| !seen.insert(*path)) {
+        Some(path) => Err(Shared(path.clone())),
+        None => Ok(()),
+    }
+}
+
+/// The port of the host that a guest looks for at `path`, if its host programs are around
+/// `base`.
+pub fn port_at(path: &Path, base: &Path) -> Option<u32> {
+    let after = path.as_os_str().as_bytes();
+    let after = after.strip_prefix(base.as_os_str().as_bytes())?;
+    let digits = std::str::from_utf8(after.strip_prefix(b"_")?).ok()?;
+    let port = digits.parse().ok()?;
+    // Not `_007`, nor `_+7`.
+    (u32::to_string(&port) == digits).then_some(port)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!
 //! Keys may be spelt with `-` or `_`. [`Spec::build`] checks what belongs together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crosvm_vsock::address::{Cid, GuestCid, Port};
@@ -182,12 +182,21 @@ impl Vm {
     /// The socket files that are created for it.
     pub fn sockets(&self) -> Vec<PathBuf> {
         let mut sockets = vec![self.socket.clone()];
-        if let Backend::Userspace(config) = &self.backend {
-            if let HostPlace::Unix(path) = &config.host {
-                sockets.extend([path.clone(), seqpacket_path(path).into()]);
-            }
+        if let Some(path) = self.host_programs() {
+            sockets.extend([path.to_owned(), seqpacket_path(path).into()]);
         }
         sockets
+    }
+
+    /// Where its host programs' sockets are, if they are Unix sockets.
+    pub fn host_programs(&self) -> Option<&Path> {
+        match &self.backend {
+            Backend::Userspace(Config {
+                host: HostPlace::Unix(path),
+                ..
+            }) => Some(path),
+            _ => None,
+        }
     }
 
     /// Whether the kernel reaches only what is shared.
