@@ -338,9 +338,7 @@ impl Spec {
             expected: "a guest's CID",
         })?;
         let socket = socket_path("socket", self.get("socket").ok_or(SpecError::NoSocket)?)?;
-        let expected = "a queue size (2 to 32768)";
-        let queue_size = self.number("queue-size", 2, 32768, expected)?;
-        let max_queue_size = queue_size.map_or(MAX_QUEUE_SIZE, |size| size as u16);
+        let max_queue_size = self.max_queue_size()?;
         let (kernel, chosen) = self.is_kernel()?;
         let backend = if kernel {
             let device = self.get("device").unwrap_or(VhostVsock::PATH);
@@ -360,6 +358,21 @@ impl Spec {
             backend,
             chosen,
         })
+    }
+
+    /// VIRTIO 1.2, 2.7: the size of a queue is a power of two.
+    fn max_queue_size(&self) -> Result<u16, SpecError> {
+        let Some(value) = self.get("queue-size") else {
+            return Ok(MAX_QUEUE_SIZE);
+        };
+        match value.parse() {
+            Ok(size @ 2..=MAX_QUEUE_SIZE) if u16::is_power_of_two(size) => Ok(size),
+            _ => Err(SpecError::Value {
+                key: "queue-size",
+                value: value.to_owned(),
+                expected: "a queue size (a power of two, 2 to 32768)",
+            }),
+        }
     }
 
     /// Whether the kernel moves the data, and why if that was not said.
@@ -531,6 +544,14 @@ mod tests {
             (
                 "socket=s,uds-path=u,queue-size=x",
                 "queue-size: `x` is not a queue size",
+            ),
+            (
+                "socket=s,uds-path=u,queue-size=1000",
+                "`1000` is not a queue size (a power of two, 2 to 32768)",
+            ),
+            (
+                "socket=s,backend=kernel,queue-size=65536",
+                "`65536` is not a queue size",
             ),
             ("socket=s,uds-path=u,socket=t", "`socket` is given twice"),
             ("socket", "`socket` is not of the form key=value"),
