@@ -4,7 +4,7 @@
 //! to standard error.
 //!
 //! What is logged is said by `RUST_LOG`, and by `--log-level` on top of it. Nothing here
-//! fails: a wrong filter is told on standard error and left out, and a second logger is
+//! fails: a wrong `RUST_LOG` is told on standard error and left out, and a second logger is
 //! none. Panics are logged too, since nobody reads a daemon's standard error on Android.
 //!
 //! Once [`in_background`] was called, standard error holds nobody up.

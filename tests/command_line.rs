@@ -117,6 +117,15 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         ),
         (&["--nonsense"], "--nonsense"),
         (&["--log-level", "info"], "no VM to serve"),
+        (
+            &["--log-level", "wran"],
+            "off, error, warn, info, debug, trace",
+        ),
+        (
+            &["--log-level", "debug,rsbinder=no"],
+            "`rsbinder=no` is neither",
+        ),
+        (&["--log-level", "info,rsbinder=Error"], "no VM to serve"),
         (&[], "Usage"),
     ] {
         let (code, text) = run(arguments);

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use log::LevelFilter;
 
 use super::sockets;
 use super::vm::{help, Spec, Vm};
@@ -44,8 +45,9 @@ pub struct Arguments {
     #[arg(long, value_name = "MICROSECONDS")]
     poll_us: Option<String>,
 
-    /// What to log: error, warn, info, debug, trace, or as RUST_LOG has it.
-    #[arg(long, value_name = "LEVEL")]
+    /// What to log: off, error, warn, info, debug or trace; or TARGET=LEVEL, as RUST_LOG has
+    /// it, for a part of the program. Several are separated by commas.
+    #[arg(long, value_name = "LEVEL", value_parser = log_filter)]
     pub log_level: Option<String>,
 }
 
@@ -164,6 +166,20 @@ impl Arguments {
             |(index, spec): (usize, &Spec)| (format!("--vm number {}", index + 1), spec.clone());
         Ok(self.vm.iter().enumerate().map(number).collect())
     }
+}
+
+/// Refuses what the log would take for something else: a level that is misspelt is the name
+/// of a target to it.
+fn log_filter(text: &str) -> Result<String, String> {
+    for part in text.split(',') {
+        let level = part.split_once('=').map_or(part, |(_, level)| level);
+        if level.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "`{part}` is neither a level (off, error, warn, info, debug, trace) nor TARGET=LEVEL"
+            ));
+        }
+    }
+    Ok(text.to_owned())
 }
 
 /// What no two VMs may have in common.
