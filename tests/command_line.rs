@@ -108,6 +108,10 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         ),
         (&["--socket", "s"], "either `uds-path`"),
         (
+            &["--socket=s", "--uds-path=u", "--max-half-open=x"],
+            "max-half-open: `x` is not a number from 1 on",
+        ),
+        (
             &["--guest-cid", "2", "--socket", "s", "--uds-path", "u"],
             "`2` is not a guest's CID",
         ),
@@ -286,6 +290,12 @@ fn a_single_vm_by_options_and_from_a_file() {
         "--groups=a+b",
         "--queue-size=1024",
         "--tx-buffer-size=65536",
+        "--max-connections=100",
+        "--max-half-open=10",
+        "--max-pending-bytes=1000000",
+        "--max-pending-resets=10",
+        "--max-sibling-requests=10",
+        "--handshake-timeout-ms=1000",
     ];
     let mut arguments: Vec<String> = options.map(str::to_owned).to_vec();
     arguments.extend([format!("--socket={socket}"), format!("--uds-path={uds}")]);

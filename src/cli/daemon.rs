@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use log::LevelFilter;
 
+use super::keys::{help, Single};
 use super::sockets;
-use super::vm::{help, Spec, Vm};
+use super::vm::{Spec, Vm};
 
 /// Which VMs to serve, and how.
 #[derive(Args, Debug)]
@@ -51,69 +52,6 @@ pub struct Arguments {
     pub log_level: Option<String>,
 }
 
-/// The one VM of a command line without `--vm`.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "A single VM")]
-struct Single {
-    /// CID of the guest [default: 3].
-    #[arg(long, value_name = "CID")]
-    guest_cid: Option<String>,
-
-    /// vhost-user socket to create for the VMM.
-    #[arg(long, value_name = "PATH")]
-    socket: Option<String>,
-
-    /// Unix socket to create for host programs; the guest's port P is at PATH_P.
-    #[arg(long, value_name = "PATH")]
-    uds_path: Option<String>,
-
-    /// vsock CID that the guest's connections are forwarded to.
-    #[arg(long, value_name = "CID")]
-    forward_cid: Option<String>,
-
-    /// vsock ports of the host to forward to the guest.
-    #[arg(long, value_name = "PORT+PORT..")]
-    forward_listen: Option<String>,
-
-    /// Bytes that a connection of the guest's may have under way to the host [default: 1048576].
-    #[arg(long, value_name = "BYTES")]
-    tx_buffer_size: Option<String>,
-
-    /// Largest queue that the driver may set up [default: 32768].
-    #[arg(long, value_name = "ENTRIES")]
-    queue_size: Option<String>,
-
-    /// Groups of VMs that reach each other [default: default].
-    #[arg(long, value_name = "NAME+NAME..")]
-    groups: Option<String>,
-
-    /// Port that a host client is told: guest-port or host-port [default: guest-port].
-    #[arg(long, value_name = "DIALECT")]
-    reply: Option<String>,
-}
-
-impl Single {
-    fn spec(&self) -> anyhow::Result<Spec> {
-        let mut spec = Spec::default();
-        for (key, value) in [
-            ("guest-cid", &self.guest_cid),
-            ("socket", &self.socket),
-            ("uds-path", &self.uds_path),
-            ("forward-cid", &self.forward_cid),
-            ("forward-listen", &self.forward_listen),
-            ("tx-buffer-size", &self.tx_buffer_size),
-            ("queue-size", &self.queue_size),
-            ("groups", &self.groups),
-            ("reply", &self.reply),
-        ] {
-            if let Some(value) = value {
-                spec.set(key, value)?;
-            }
-        }
-        Ok(spec)
-    }
-}
-
 impl Arguments {
     /// The control socket.
     pub fn control(&self) -> Option<&Path> {
@@ -125,7 +63,7 @@ impl Arguments {
 
     /// The VMs to serve. An error is one of usage.
     pub fn vms(&self) -> anyhow::Result<Vec<Vm>> {
-        let single = self.single.spec()?;
+        let single = self.single.0.clone();
         let listed = self.listed()?;
         let specs = match (single.is_empty(), listed.is_empty()) {
             (false, false) => anyhow::bail!(

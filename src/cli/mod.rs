@@ -14,6 +14,7 @@ pub mod daemon;
 mod date;
 #[cfg(feature = "generate")]
 pub mod generate;
+mod keys;
 pub mod probe;
 #[cfg(feature = "control")]
 mod prometheus;

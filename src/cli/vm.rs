@@ -16,75 +16,11 @@ use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
 use crosvm_vsock::userspace::Config;
 
+use super::keys::{names, KEYS};
 use super::sockets::{self, PathError};
 
 /// The CID of a VM that names none (as `vhost-device-vsock` has it).
 const DEFAULT_CID: u64 = 3;
-
-/// The keys, each with what it means: the help and the errors list them.
-const KEYS: &[(&str, &str)] = &[
-    ("guest-cid", "the guest's CID"),
-    ("socket", "vhost-user socket to create for the VMM"),
-    (
-        "uds-path",
-        "Unix socket to create for host programs; those that the guest reaches listen at PATH_PORT",
-    ),
-    (
-        "backend",
-        "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel if the device opens",
-    ),
-    ("device", "the kernel's device file for the backend kernel"),
-    (
-        "iotlb-mode",
-        "what the backend kernel can reach: off or identity (all guest memory), restricted (what is shared by --control)",
-    ),
-    (
-        "forward-cid",
-        "vsock CID that the guest's connections are forwarded to, instead of uds-path",
-    ),
-    (
-        "forward-listen",
-        "vsock ports of the host that are forwarded to the guest, P+P+...",
-    ),
-    (
-        "groups",
-        "groups of VMs that reach each other, NAME+NAME+...",
-    ),
-    ("queue-size", "largest queue that the driver may set up"),
-    (
-        "tx-buffer-size",
-        "bytes that a connection of the guest's may have under way to the host",
-    ),
-    (
-        "reply",
-        "port that a host client is told: guest-port or host-port",
-    ),
-    ("max-connections", "connections at once"),
-    (
-        "max-half-open",
-        "connections not established yet, and clients that have said nothing yet",
-    ),
-    (
-        "max-pending-bytes",
-        "bytes that wait for host programs to read them, over all connections",
-    ),
-    (
-        "max-pending-resets",
-        "refusals that wait for the guest to post buffers",
-    ),
-    (
-        "max-sibling-requests",
-        "connections that siblings may have asked for at once",
-    ),
-    (
-        "handshake-timeout-ms",
-        "time that a host client has to say CONNECT, and the guest to answer",
-    ),
-    (
-        "poll-us",
-        "microseconds to look for the next packet before sleeping, where one is expected soon (at most 1000); 0: never [default: 60]",
-    ),
-];
 
 /// What was said about a VM so far.
 #[derive(Clone, Debug, Default)]
@@ -95,7 +31,7 @@ pub struct Spec {
 /// A setting that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    #[error("unknown setting `{0}`; there are: {known}", known = known_keys())]
+    #[error("unknown setting `{0}`; there are: {known}", known = names())]
     Unknown(String),
     #[error("`{0}` is given twice")]
     Twice(&'static str),
@@ -132,21 +68,6 @@ fn socket_path(key: &'static str, path: impl Into<PathBuf>) -> Result<PathBuf, S
     let path = path.into();
     sockets::check(&path).map_err(|error| SpecError::Path { key, error })?;
     Ok(path)
-}
-
-fn known_keys() -> String {
-    let keys: Vec<_> = KEYS.iter().map(|(key, _)| *key).collect();
-    keys.join(", ")
-}
-
-/// What `--vm` takes, for its help.
-pub fn help() -> String {
-    let mut text =
-        String::from("A VM to serve, as comma-separated settings. Repeat for more VMs.\n\n");
-    for (key, meaning) in KEYS {
-        text.push_str(&format!("  {key:<21} {meaning}\n"));
-    }
-    text
 }
 
 /// A VM that can be started.
@@ -224,8 +145,8 @@ impl Spec {
 
     /// What is wrong with a part without `=`.
     fn without_value(&self, part: &str) -> SpecError {
-        match self.values.last() {
-            Some((key @ ("forward-listen" | "groups"), _)) => SpecError::Separator {
+        match self.values.last().map(|(key, _)| key.name) {
+            Some(key @ ("forward-listen" | "groups")) => SpecError::Separator {
                 key,
                 value: part.to_owned(),
             },
@@ -236,8 +157,10 @@ impl Spec {
     /// Notes one setting.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
         let spelt = key.trim().replace('_', "-");
-        let known = KEYS.iter().find(|(known, _)| *known == spelt);
-        let (key, _) = known.ok_or_else(|| SpecError::Unknown(key.to_owned()))?;
+        let known = KEYS.iter().find(|known| known.name == spelt);
+        let key = known
+            .ok_or_else(|| SpecError::Unknown(key.to_owned()))?
+            .name;
         if self.get(key).is_some() {
             return Err(SpecError::Twice(key));
         }
