@@ -76,10 +76,10 @@ impl Arguments {
         let mut vms = Vec::new();
         for (name, mut spec) in specs {
             if let Some(backend) = &self.backend {
-                spec.set_default("backend", backend)?;
+                spec.set_default("backend", backend);
             }
             if let Some(poll) = &self.poll_us {
-                spec.set_default("poll-us", poll)?;
+                spec.set_default("poll-us", poll);
             }
             vms.push(spec.build().map_err(|e| anyhow::anyhow!("{name}: {e}"))?);
         }

@@ -8,17 +8,28 @@ use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
 
 use super::vm::Spec;
 
+/// Which backends a setting means something to.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope {
+    Both,
+    Userspace,
+    Kernel,
+}
+
 /// A setting.
+#[derive(Debug)]
 pub struct Key {
     pub name: &'static str,
+    pub scope: Scope,
     /// What stands for its value in the help.
     value: &'static str,
     meaning: &'static str,
 }
 
-const fn key(name: &'static str, value: &'static str, meaning: &'static str) -> Key {
+const fn key(name: &'static str, scope: Scope, value: &'static str, meaning: &'static str) -> Key {
     Key {
         name,
+        scope,
         value,
         meaning,
     }
@@ -26,82 +37,97 @@ const fn key(name: &'static str, value: &'static str, meaning: &'static str) -> 
 
 /// All of them: the help and the errors list them.
 pub const KEYS: &[Key] = &[
-    key("guest-cid", "CID", "CID of the guest [default: 3]"),
-    key("socket", "PATH", "vhost-user socket to create for the VMM"),
+    key("guest-cid", Scope::Both, "CID", "CID of the guest [default: 3]"),
+    key("socket", Scope::Both, "PATH", "vhost-user socket to create for the VMM"),
     key(
         "uds-path",
+        Scope::Userspace,
         "PATH",
         "Unix socket to create for host programs; those that the guest reaches listen at PATH_PORT",
     ),
     key(
         "backend",
+        Scope::Both,
         "BACKEND",
         "userspace, kernel (host programs use AF_VSOCK), or auto: userspace where uds-path or forward-cid is given, else kernel if the device opens",
     ),
-    key("device", "PATH", "The kernel's device file for the backend kernel"),
+    key("device", Scope::Kernel, "PATH", "The kernel's device file for the backend kernel"),
     key(
         "iotlb-mode",
+        Scope::Kernel,
         "MODE",
         "What the backend kernel can reach: off or identity (all guest memory), restricted (what is shared by --control)",
     ),
     key(
         "forward-cid",
+        Scope::Userspace,
         "CID",
         "vsock CID that the guest's connections are forwarded to, instead of uds-path",
     ),
     key(
         "forward-listen",
+        Scope::Userspace,
         "PORT+PORT..",
         "vsock ports of the host that are forwarded to the guest",
     ),
     key(
         "groups",
+        Scope::Userspace,
         "NAME+NAME..",
         "Groups of VMs that reach each other [default: default]",
     ),
     key(
         "queue-size",
+        Scope::Both,
         "ENTRIES",
         "Largest queue that the driver may set up [default: 32768]",
     ),
     key(
         "tx-buffer-size",
+        Scope::Userspace,
         "BYTES",
         "Bytes that a connection of the guest's may have under way to the host [default: 1048576]",
     ),
     key(
         "reply",
+        Scope::Userspace,
         "DIALECT",
         "Port that a host client is told: guest-port or host-port [default: guest-port]",
     ),
-    key("max-connections", "NUMBER", "Connections at once"),
+    key("max-connections", Scope::Userspace, "NUMBER", "Connections at once"),
     key(
         "max-half-open",
+        Scope::Userspace,
         "NUMBER",
         "Connections that wait for the guest, for host programs, for siblings, and silent clients, each",
     ),
     key(
         "max-pending-bytes",
+        Scope::Userspace,
         "BYTES",
         "Bytes that wait for host programs to read them, over all connections",
     ),
     key(
         "max-pending-resets",
+        Scope::Userspace,
         "NUMBER",
         "Refusals that wait for the guest to post buffers",
     ),
     key(
         "max-sibling-requests",
+        Scope::Userspace,
         "NUMBER",
         "Connections that siblings may have asked for at once",
     ),
     key(
         "handshake-timeout-ms",
+        Scope::Userspace,
         "MILLISECONDS",
         "Time that a host client has to say CONNECT, and the guest to answer",
     ),
     key(
         "poll-us",
+        Scope::Userspace,
         "MICROSECONDS",
         "Microseconds to poll for the next packet before sleeping, where one is expected soon (at most 1000); 0: never [default: 60]",
     ),

@@ -16,7 +16,7 @@ use crosvm_vsock::userspace::listener::HostPlace;
 use crosvm_vsock::userspace::ring::MAX_QUEUE_SIZE;
 use crosvm_vsock::userspace::Config;
 
-use super::keys::{names, KEYS};
+use super::keys::{names, Key, Scope, KEYS};
 use super::sockets::{self, PathError};
 
 /// The CID of a VM that names none (as `vhost-device-vsock` has it).
@@ -25,7 +25,9 @@ const DEFAULT_CID: u64 = 3;
 /// What was said about a VM so far.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
-    values: Vec<(&'static str, String)>,
+    values: Vec<(&'static Key, String)>,
+    /// What is said for all VMs.
+    defaults: Vec<(&'static str, String)>,
 }
 
 /// A setting that cannot be.
@@ -54,14 +56,27 @@ pub enum SpecError {
          or `backend=kernel`"
     )]
     NoPlace,
-    #[error("`{0}` has no meaning with `backend=kernel`: host programs use AF_VSOCK there")]
-    NotForKernel(&'static str),
-    #[error("`{0}` has a meaning with `backend=kernel` only")]
-    OnlyForKernel(&'static str),
+    #[error(
+        "`{key}` has no meaning with `backend=kernel`{}: host programs use AF_VSOCK there, and the \
+         kernel's own limits hold", auto(*.chosen)
+    )]
+    NotForKernel {
+        key: &'static str,
+        chosen: Option<&'static str>,
+    },
+    #[error("`{key}` has a meaning with `backend=kernel` only{}", auto(*.chosen))]
+    OnlyForKernel {
+        key: &'static str,
+        chosen: Option<&'static str>,
+    },
     #[error("`uds-path` and `forward-cid` exclude each other")]
     TwoPlaces,
     #[error("`forward-listen` needs `forward-cid`")]
     ListenAlone,
+}
+
+fn auto(chosen: Option<&str>) -> String {
+    chosen.map_or_else(String::new, |why| format!(" (backend auto: {why})"))
 }
 
 fn socket_path(key: &'static str, path: impl Into<PathBuf>) -> Result<PathBuf, SpecError> {
@@ -158,22 +173,17 @@ impl Spec {
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
         let spelt = key.trim().replace('_', "-");
         let known = KEYS.iter().find(|known| known.name == spelt);
-        let key = known
-            .ok_or_else(|| SpecError::Unknown(key.to_owned()))?
-            .name;
-        if self.get(key).is_some() {
-            return Err(SpecError::Twice(key));
+        let key = known.ok_or_else(|| SpecError::Unknown(key.to_owned()))?;
+        if self.values.iter().any(|(said, _)| said.name == key.name) {
+            return Err(SpecError::Twice(key.name));
         }
         self.values.push((key, value.to_owned()));
         Ok(())
     }
 
-    /// Notes one setting, unless it was made.
-    pub fn set_default(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
-        match self.set(key, value) {
-            Err(SpecError::Twice(_)) => Ok(()),
-            result => result,
-        }
+    /// Notes what holds unless the VM says something else. It need not matter to this VM.
+    pub fn set_default(&mut self, key: &'static str, value: &str) {
+        self.defaults.push((key, value.to_owned()));
     }
 
     /// Whether nothing was said.
@@ -182,7 +192,9 @@ impl Spec {
     }
 
     fn get(&self, key: &str) -> Option<&str> {
-        let found = self.values.iter().find(|(known, _)| *known == key);
+        let said = self.values.iter().map(|(said, value)| (said.name, value));
+        let defaults = self.defaults.iter().map(|(name, value)| (*name, value));
+        let found = said.chain(defaults).find(|(name, _)| *name == key);
         found.map(|(_, value)| value.as_str())
     }
 
@@ -262,7 +274,9 @@ impl Spec {
         })?;
         let socket = socket_path("socket", self.get("socket").ok_or(SpecError::NoSocket)?)?;
         let max_queue_size = self.max_queue_size()?;
+        let poll = self.poll()?;
         let (kernel, chosen) = self.is_kernel()?;
+        self.check_scopes(kernel, chosen)?;
         let backend = if kernel {
             let device = self.get("device").unwrap_or(VhostVsock::PATH);
             Backend::Kernel {
@@ -270,10 +284,11 @@ impl Spec {
                 max_queue_size,
                 mode: self.mode()?,
             }
-        } else if self.get("iotlb-mode").is_some() {
-            return Err(SpecError::OnlyForKernel("iotlb-mode"));
         } else {
-            Backend::Userspace(self.userspace(cid, max_queue_size)?)
+            let mut config = self.userspace(cid)?;
+            config.max_queue_size = max_queue_size;
+            config.poll = poll.unwrap_or(config.poll);
+            Backend::Userspace(config)
         };
         Ok(Vm {
             socket,
@@ -298,20 +313,41 @@ impl Spec {
         }
     }
 
+    fn poll(&self) -> Result<Option<Duration>, SpecError> {
+        let expected = "a number of microseconds from 0 to 1000";
+        let time = self.number("poll-us", 0, 1000, expected)?;
+        Ok(time.map(Duration::from_micros))
+    }
+
+    /// Refuses what this VM says and what means nothing to its backend.
+    fn check_scopes(&self, kernel: bool, chosen: Option<&'static str>) -> Result<(), SpecError> {
+        for (
+            Key {
+                name: key, scope, ..
+            },
+            _,
+        ) in &self.values
+        {
+            match scope {
+                Scope::Userspace if kernel => return Err(SpecError::NotForKernel { key, chosen }),
+                Scope::Kernel if !kernel => return Err(SpecError::OnlyForKernel { key, chosen }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the kernel moves the data, and why if that was not said.
     fn is_kernel(&self) -> Result<(bool, Option<&'static str>), SpecError> {
         const ELSEWHERE: [&str; 3] = ["uds-path", "forward-cid", "forward-listen"];
-        let elsewhere = ELSEWHERE.into_iter().find(|key| self.get(key).is_some());
+        let elsewhere = ELSEWHERE.into_iter().any(|key| self.get(key).is_some());
         match self.get("backend").unwrap_or("userspace") {
             "userspace" => Ok((false, None)),
             "auto" => Ok(match elsewhere {
-                Some(_) => (false, Some("its host programs are not on AF_VSOCK")),
-                None => (true, Some("neither uds-path nor forward-cid is given")),
+                true => (false, Some("its host programs are not on AF_VSOCK")),
+                false => (true, Some("neither uds-path nor forward-cid is given")),
             }),
-            "kernel" => match elsewhere {
-                Some(key) => Err(SpecError::NotForKernel(key)),
-                None => Ok((true, None)),
-            },
+            "kernel" => Ok((true, None)),
             other => Err(SpecError::Value {
                 key: "backend",
                 value: other.to_owned(),
@@ -333,9 +369,8 @@ impl Spec {
         }
     }
 
-    fn userspace(&self, cid: GuestCid, max_queue_size: u16) -> Result<Config, SpecError> {
+    fn userspace(&self, cid: GuestCid) -> Result<Config, SpecError> {
         let mut config = Config::new(cid, self.place()?);
-        config.max_queue_size = max_queue_size;
         if let Some(groups) = self.list("groups") {
             config.groups = groups.into_iter().map(str::to_owned).collect();
         }
@@ -370,10 +405,6 @@ impl Spec {
             "milliseconds, up to an hour",
         )? {
             limits.handshake = Duration::from_millis(time);
-        }
-        let expected = "a number of microseconds from 0 to 1000";
-        if let Some(time) = self.number("poll-us", 0, 1000, expected)? {
-            config.poll = Duration::from_micros(time);
         }
         Ok(config)
     }
@@ -447,6 +478,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_for_all_vms_may_not_matter_to_one() {
+        let with = |text: &str, poll: &str| {
+            let mut spec = Spec::parse(text).unwrap();
+            spec.set_default("poll-us", poll);
+            spec.build()
+        };
+        assert!(with("socket=s,backend=kernel", "5").is_ok());
+        let error = with("socket=s,backend=kernel", "x").unwrap_err();
+        assert!(error.to_string().starts_with("poll-us: `x`"), "{error}");
+        let Backend::Userspace(config) =
+            with("socket=s,uds-path=u,poll-us=7", "5").unwrap().backend
+        else {
+            panic!("not the default");
+        };
+        assert_eq!(config.poll, Duration::from_micros(7));
+    }
+
+    #[test]
     fn errors_say_what_is_wrong_and_what_is_possible() {
         for (text, expected) in [
             (
@@ -501,6 +550,26 @@ mod tests {
             (
                 "socket=s,uds-path=u,backend=kernel",
                 "`uds-path` has no meaning with",
+            ),
+            (
+                "socket=s,backend=kernel,groups=a",
+                "`groups` has no meaning with `backend=kernel`:",
+            ),
+            (
+                "socket=s,backend=kernel,max-half-open=abc",
+                "`max-half-open` has no meaning with",
+            ),
+            (
+                "socket=s,backend=auto,max-connections=9",
+                "`max-connections` has no meaning with `backend=kernel` (backend auto: neither",
+            ),
+            (
+                "socket=s,backend=auto,uds-path=u,iotlb-mode=off",
+                "`iotlb-mode` has a meaning with `backend=kernel` only (backend auto: its host",
+            ),
+            (
+                "socket=s,uds-path=u,device=d",
+                "`device` has a meaning with `backend=kernel` only",
             ),
         ] {
             let error = build(text).unwrap_err().to_string();
