@@ -34,11 +34,15 @@ const STEPS: [(&str, &str); 5] = [
 ];
 
 /// What is counted test by test.
-const TESTS: [(&str, &str); 2] = [
+const TESTS: [(&str, &str); 3] = [
     ("cargo test", "test --workspace --no-fail-fast"),
     (
         "cargo test, direct interrupts",
         "test -p device_virtio_vsock --features msix-status --no-fail-fast",
+    ),
+    (
+        "cargo test, man page and completions",
+        "test -p crosvm_vsock --features generate --test generate",
     ),
 ];
 
