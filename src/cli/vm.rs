@@ -73,6 +73,11 @@ pub enum SpecError {
     TwoPlaces,
     #[error("`forward-listen` needs `forward-cid`")]
     ListenAlone,
+    #[error(
+        "`max-pending-bytes` ({limit}) is less than `tx-buffer-size` ({buffer}): a connection \
+         that uses what it was granted would be reset"
+    )]
+    LessThanOneBuffer { limit: usize, buffer: u32 },
 }
 
 fn auto(chosen: Option<&str>) -> String {
@@ -321,13 +326,8 @@ impl Spec {
 
     /// Refuses what this VM says and what means nothing to its backend.
     fn check_scopes(&self, kernel: bool, chosen: Option<&'static str>) -> Result<(), SpecError> {
-        for (
-            Key {
-                name: key, scope, ..
-            },
-            _,
-        ) in &self.values
-        {
+        for (key, _) in &self.values {
+            let (key, scope) = (key.name, key.scope);
             match scope {
                 Scope::Userspace if kernel => return Err(SpecError::NotForKernel { key, chosen }),
                 Scope::Kernel if !kernel => return Err(SpecError::OnlyForKernel { key, chosen }),
@@ -389,9 +389,7 @@ impl Spec {
         }
         let limits = &mut config.limits;
         let expected = "a buffer size in bytes (4096 to 1073741824)";
-        if let Some(size) = self.number("tx-buffer-size", 4096, 1 << 30, expected)? {
-            limits.buf_alloc = size as u32;
-        }
+        let buffer = self.number("tx-buffer-size", 4096, 1 << 30, expected)?;
         self.count("max-connections", &mut limits.connections)?;
         self.count("max-half-open", &mut limits.half_open)?;
         self.count("max-pending-bytes", &mut limits.pending_bytes)?;
@@ -406,6 +404,17 @@ impl Spec {
         )? {
             limits.handshake = Duration::from_millis(time);
         }
+        // Whoever uses what it was granted must not be reset for that.
+        let limit = limits.pending_bytes;
+        limits.buf_alloc = match buffer.map(|size| size as u32) {
+            Some(buffer) if buffer as usize > limit => {
+                return Err(SpecError::LessThanOneBuffer { limit, buffer })
+            }
+            Some(buffer) => buffer,
+            None => limits
+                .buf_alloc
+                .min(u32::try_from(limit).unwrap_or(u32::MAX)),
+        };
         Ok(config)
     }
 }
@@ -442,6 +451,14 @@ mod tests {
             userspace("guest_cid=4,socket=s,uds_path=u,tx_buffer_size=32768,queue_size=256");
         assert_eq!(config.max_queue_size, 256);
         assert_eq!(config.limits.buf_alloc, 32768);
+    }
+
+    #[test]
+    fn a_small_limit_means_small_buffers() {
+        let config = userspace("socket=s,uds-path=u,max-pending-bytes=8192");
+        assert_eq!(config.limits.buf_alloc, 8192);
+        let config = userspace("socket=s,uds-path=u,max-pending-bytes=1099511627776");
+        assert_eq!(config.limits.buf_alloc, 1 << 20);
     }
 
     #[test]
@@ -512,6 +529,10 @@ mod tests {
             (
                 "socket=s,uds-path=u,guest-cid=2",
                 "guest-cid: `2` is not a guest's CID (3 to",
+            ),
+            (
+                "socket=s,uds-path=u,max-pending-bytes=8191,tx-buffer-size=8192",
+                "`max-pending-bytes` (8191) is less than `tx-buffer-size` (8192)",
             ),
             (
                 "socket=s,uds-path=u,queue-size=x",
