@@ -32,6 +32,11 @@ fn lock(list: &List) -> MutexGuard<'_, Vec<(Callback, u64)>> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// By number: the callback may be there again, with another watcher.
+fn forget(list: &List, number: u64) {
+    lock(list).retain(|(_, other)| *other != number);
+}
+
 impl Callbacks {
     pub(super) fn new(cid: GuestCid, watchers: Arc<Watchers>) -> Self {
         Self {
@@ -43,34 +48,54 @@ impl Callbacks {
 
     /// Tells `callback` from now on; one that is told already is told once.
     pub(super) fn add(&self, callback: &Callback) -> Result<(), Refusal> {
-        let mut listed = lock(&self.list);
-        if listed.iter().any(|(other, _)| other == callback) {
+        let Some(watcher) = self.enlist(callback)? else {
             return Ok(());
+        };
+        let number = watcher.number();
+        self.begin(callback, watcher)
+            .inspect_err(|_| forget(&self.list, number))
+    }
+
+    /// A watcher for `callback`, unless it has one.
+    fn enlist(&self, callback: &Callback) -> Result<Option<Watcher>, Refusal> {
+        let mut list = lock(&self.list);
+        if list.iter().any(|(other, _)| other == callback) {
+            return Ok(None);
         }
         let watcher = self.watchers.watch(MOST).ok_or_else(|| {
             let why = format!("the device has {MOST} callbacks: unregister one first");
             Refusal::TooMany(why)
         })?;
+        list.push((callback.clone(), watcher.number()));
+        Ok(Some(watcher))
+    }
+
+    /// Not under the lock: a death is noticed on other threads, which take it, too.
+    fn begin(&self, callback: &Callback, watcher: Watcher) -> Result<(), Refusal> {
         let number = watcher.number();
-        let watchers = self.watchers.clone();
-        let link = on_death(callback, move || watchers.dismiss(number))
+        let (watchers, list) = (self.watchers.clone(), self.list.clone());
+        let died = move || {
+            forget(&list, number);
+            watchers.dismiss(number);
+        };
+        let link = on_death(callback, died)
             .map_err(|status| Refusal::Failed(format!("the callback is not there: {status:?}")))?;
         let (cid, told, list) = (self.cid, callback.clone(), self.list.clone());
         std::thread::Builder::new()
             .name(format!("callback-{cid}"))
             .spawn(move || {
                 deliver(cid, &watcher, &told, link);
-                lock(&list).retain(|(_, other)| *other != number);
+                forget(&list, number);
             })?;
-        listed.push((callback.clone(), number));
         Ok(())
     }
 
     /// Tells `callback` no more.
     pub(super) fn remove(&self, callback: &Callback) {
-        let list = lock(&self.list);
-        if let Some((_, number)) = list.iter().find(|(other, _)| other == callback) {
-            self.watchers.dismiss(*number);
+        let mut list = lock(&self.list);
+        if let Some(at) = list.iter().position(|(other, _)| other == callback) {
+            let (_, number) = list.swap_remove(at);
+            self.watchers.dismiss(number);
         }
     }
 }

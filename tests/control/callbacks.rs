@@ -144,6 +144,21 @@ fn whoever_unregisters_hears_no_more() {
 }
 
 #[test]
+fn whoever_registers_again_at_once_is_told() {
+    let vm = Vm::start();
+    let (client, callback, told) = watch(&vm.daemon);
+    let device = client.device(3).unwrap();
+    for round in 0..200 {
+        device.unregisterCallback(&callback).unwrap();
+        device.registerCallback(&callback).unwrap();
+        let callbacks = device.getStatistics().unwrap().callbacks;
+        assert_eq!(callbacks, 1, "round {round}");
+    }
+    let _connection = vm.connect(&device, 5000);
+    assert!(matches!(next(&told), Told::Connected(_)));
+}
+
+#[test]
 fn a_client_that_dies_is_forgotten() {
     let vm = Vm::start();
     let device = vm.client().device(3).unwrap();
