@@ -49,6 +49,8 @@ pub enum AskError {
     Nowhere,
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error("the guest stopped reading after {0} bytes")]
+    GuestStoppedReading(u64),
     #[error("{0}: {1}")]
     Io(&'static str, #[source] std::io::Error),
 }
@@ -57,7 +59,7 @@ impl AskError {
     fn code(&self) -> u8 {
         match self {
             Self::Nowhere => 2,
-            Self::Io(..) => 1,
+            Self::GuestStoppedReading(_) | Self::Io(..) => 1,
             Self::Client(error) => match error {
                 ClientError::NoDaemon { .. } => 3,
                 ClientError::Permission { .. } => 4,

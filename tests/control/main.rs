@@ -5,6 +5,7 @@
 
 mod callbacks;
 mod commands;
+mod connect;
 mod denials;
 mod errors;
 mod harness;
