@@ -141,6 +141,16 @@ impl Watcher {
     pub fn number(&self) -> u64 {
         self.number
     }
+
+    /// Ends it: whoever it is for did not take an event. That one and all that wait were
+    /// missed; says how many.
+    pub fn give_up(&self) -> u64 {
+        // None is added from now on.
+        self.watchers.dismiss(self.number);
+        let missed = 1 + self.events.try_iter().count() as u64;
+        self.watchers.dropped.fetch_add(missed, Ordering::Relaxed);
+        missed
+    }
 }
 
 impl Drop for Watcher {
@@ -169,6 +179,18 @@ mod tests {
         assert_eq!(slow.events.try_iter().count(), MOST_WAITING);
         drop((slow, quick));
         assert_eq!(watchers.count(), 0);
+    }
+
+    #[test]
+    fn what_is_given_up_is_missed() {
+        let watchers = Arc::new(Watchers::default());
+        let watcher = watchers.watch(1).unwrap();
+        for state in [State::NoDriver, State::Running, State::NoDriver] {
+            watchers.set_state(state);
+        }
+        assert_eq!(watcher.events.recv(), Ok(Event::State(State::NoDriver)));
+        assert_eq!(watcher.give_up(), 3);
+        assert_eq!((watchers.dropped(), watchers.count()), (3, 0));
     }
 
     #[test]

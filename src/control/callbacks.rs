@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::debug;
+use log::warn;
 
 use super::binder::{self, on_death, DeathLink, Strong, VsockDeviceCallback};
 use super::convert;
@@ -104,7 +104,8 @@ impl Callbacks {
 fn deliver(cid: GuestCid, watcher: &Watcher, callback: &Callback, _link: DeathLink) {
     while let Ok(event) = watcher.events.recv() {
         if let Err(status) = tell(cid.cid().0.into(), callback, event) {
-            debug!("vm {cid}: a callback is given up: {status}");
+            let missed = watcher.give_up();
+            warn!("vm {cid}: a client does not take what it is told, and misses {missed} events: {status}");
             return;
         }
     }

@@ -151,6 +151,7 @@ fn clients_that_are_killed_in_the_middle() {
 }
 
 /// A callback that never returns from what it is told.
+#[derive(Default)]
 struct Stuck(Arc<AtomicBool>);
 
 impl Stuck {
@@ -242,6 +243,41 @@ fn a_client_that_holds_a_callback_and_does_not_read() {
     drop((stuck, other, callback));
     drop(vm);
     assert!(heard.join().unwrap() > rounds);
+}
+
+/// Tells a client that reads nothing so many events at once, until it is hung up on. How
+/// many of them were not counted as dropped: its socket took those.
+fn taken(vm: &Vm, events: i64) -> i64 {
+    let device = vm.client().device(3).unwrap();
+    let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
+    let connect = |_| (device.connect(5000).unwrap(), listener.accept().unwrap());
+    let _connections: Vec<_> = (0..events).map(connect).collect();
+    let before = device.getStatistics().unwrap().callbacksDropped;
+    let client = Client::open(&vm.daemon.control(), true).unwrap();
+    let stuck = Stuck::default();
+    let _release = Release(stuck.0.clone());
+    let callback = binder::callback(stuck);
+    let registered = client.device(3).unwrap().registerCallback(&callback);
+    registered.unwrap();
+    // All end at once: more than a socket and a queue have room for.
+    device.reset().unwrap();
+    wait_for_statistics(&device, "it is hung up on", |s| s.callbacks == 0);
+    let count = || device.getStatistics().unwrap().callbacksDropped - before;
+    wait_until("what it misses is counted", || count() > 0);
+    events - count()
+}
+
+#[test]
+fn what_a_client_that_is_hung_up_on_misses_is_counted() {
+    let vm = Vm::start();
+    let room = taken(&vm, 500);
+    assert!(room < 400, "{room}");
+    // The socket has the same room each time, and one more if its reader was quick to begin;
+    // all else is dropped, and counted.
+    for events in [400, 600] {
+        let again = taken(&vm, events);
+        assert!(room.abs_diff(again) <= 1, "{room}, {again}");
+    }
 }
 
 #[test]
