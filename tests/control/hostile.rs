@@ -18,7 +18,7 @@ use crosvm_vsock::control::client::Client;
 use guest_driver::rng::Rng;
 use guest_driver::SocketType;
 
-use crate::harness::{acceptor, wait_for_statistics, wait_until, Vm};
+use crate::harness::{acceptor, wait_for_statistics, wait_until, Vm, PATIENCE};
 
 /// Bytes going round through the guest all the time.
 struct Traffic {
@@ -150,13 +150,17 @@ fn clients_that_are_killed_in_the_middle() {
     });
 }
 
-/// A callback that never returns from what it is told.
-#[derive(Default)]
-struct Stuck(Arc<AtomicBool>);
+/// A callback that does not return from what it is told, until it is released.
+#[derive(Clone, Default)]
+struct Stuck {
+    released: Arc<AtomicBool>,
+    told: Arc<AtomicU64>,
+}
 
 impl Stuck {
     fn wait(&self) -> binder::Result<()> {
-        while !self.0.load(Ordering::Relaxed) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+        while !self.released.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -196,8 +200,9 @@ impl VsockDeviceCallback for Stuck {
 fn a_client_that_holds_a_callback_and_does_not_read() {
     let vm = Vm::start();
     let stuck = Client::open(&vm.daemon.control(), true).unwrap();
-    let release = Release(Arc::default());
-    let callback = binder::callback(Stuck(release.0.clone()));
+    let held = Stuck::default();
+    let release = Release(held.released.clone());
+    let callback = binder::callback(held);
     stuck
         .device(3)
         .unwrap()
@@ -255,12 +260,13 @@ fn taken(vm: &Vm, events: i64) -> i64 {
     let before = device.getStatistics().unwrap().callbacksDropped;
     let client = Client::open(&vm.daemon.control(), true).unwrap();
     let stuck = Stuck::default();
-    let _release = Release(stuck.0.clone());
+    let _release = Release(stuck.released.clone());
     let callback = binder::callback(stuck);
     let registered = client.device(3).unwrap().registerCallback(&callback);
     registered.unwrap();
     // All end at once: more than a socket and a queue have room for.
     device.reset().unwrap();
+    vm.guest.wait_event(PATIENCE).unwrap();
     wait_for_statistics(&device, "it is hung up on", |s| s.callbacks == 0);
     let count = || device.getStatistics().unwrap().callbacksDropped - before;
     wait_until("what it misses is counted", || count() > 0);
@@ -278,6 +284,34 @@ fn what_a_client_that_is_hung_up_on_misses_is_counted() {
         let again = taken(&vm, events);
         assert!(room.abs_diff(again) <= 1, "{room}, {again}");
     }
+}
+
+#[test]
+fn whoever_unregisters_does_not_hear_what_waits() {
+    const EVENTS: i64 = 500;
+    let vm = Vm::start();
+    let client = Client::open(&vm.daemon.control(), true).unwrap();
+    let device = client.device(3).unwrap();
+    let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
+    let connect = |_| (device.connect(5000).unwrap(), listener.accept().unwrap());
+    let _connections: Vec<_> = (0..EVENTS).map(connect).collect();
+    let stuck = Stuck::default();
+    let release = Release(stuck.released.clone());
+    let callback = binder::callback(stuck.clone());
+    device.registerCallback(&callback).unwrap();
+    device.reset().unwrap();
+    vm.guest.wait_event(PATIENCE).unwrap();
+    device.unregisterCallback(&callback).unwrap();
+    drop(release);
+    // What is told on the same way afterwards is the last.
+    let (last, told) = crate::callbacks::listener();
+    device.registerCallback(&last).unwrap();
+    let _connection = connect(0);
+    told.recv_timeout(PATIENCE).unwrap();
+    let dropped = device.getStatistics().unwrap().callbacksDropped as u64;
+    // Its socket had no room for all of them, and the queue had not been emptied.
+    let heard = stuck.told.load(Ordering::Relaxed);
+    assert!(heard + dropped < EVENTS as u64 - 50, "{heard}, {dropped}");
 }
 
 #[test]

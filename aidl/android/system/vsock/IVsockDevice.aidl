@@ -161,6 +161,9 @@ interface IVsockDevice {
      */
     void registerCallback(IVsockDeviceCallback callback);
 
-    /** Ends what registerCallback() began. Nothing happens if it had not. */
+    /**
+     * Ends what registerCallback() began. Nothing happens if it had not. Events that wait are
+     * dropped; calls that were made before this returned may still arrive after it.
+     */
     void unregisterCallback(IVsockDeviceCallback callback);
 }
