@@ -36,6 +36,17 @@ macro_rules! flatten {
     };
 }
 
+/// The message in a description as AOSP's binder has it, which gives nothing else:
+/// `Status(-8, EX_SERVICE_SPECIFIC): '5: message'`. All of it, if it has another form.
+#[cfg(any(soong, test))]
+fn message(description: &str, code: i32) -> &str {
+    let quoted = || {
+        let (_, rest) = description.split_once(&format!("): '{code}: "))?;
+        rest.strip_suffix('\'')
+    };
+    quoted().unwrap_or(description)
+}
+
 #[cfg(not(soong))]
 mod rs {
     use std::io;
@@ -264,8 +275,13 @@ mod soong {
 
     /// The constant of a refusal, and what it says; `None`: the call itself failed.
     pub fn refusal(status: &Status) -> Option<(i32, String)> {
-        (status.exception_code() == ExceptionCode::SERVICE_SPECIFIC)
-            .then(|| (status.service_specific_error(), status.get_description()))
+        (status.exception_code() == ExceptionCode::SERVICE_SPECIFIC).then(|| {
+            let code = status.service_specific_error();
+            (
+                code,
+                super::message(&status.get_description(), code).to_owned(),
+            )
+        })
     }
 
     /// Keeps [`on_death`] in force.
@@ -336,6 +352,30 @@ mod soong {
                 (Ok(service), None) => Ok(Self { service }),
                 (Err(status), None) => Err(io::Error::other(format!("{status:?}"))),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::message;
+
+    #[test]
+    fn a_description_holds_a_message() {
+        for (description, expected) in [
+            ("Status(-8, EX_SERVICE_SPECIFIC): '5: no guest'", "no guest"),
+            (
+                "Status(-8, EX_SERVICE_SPECIFIC): '5: a 'b': '5: c''",
+                "a 'b': '5: c'",
+            ),
+            ("Status(-8, EX_SERVICE_SPECIFIC): '5: '", ""),
+            (
+                "Status(-8, EX_SERVICE_SPECIFIC): '6: other'",
+                "Status(-8, EX_SERVICE_SPECIFIC): '6: other'",
+            ),
+            ("something else", "something else"),
+        ] {
+            assert_eq!(message(description, 5), expected);
         }
     }
 }
