@@ -21,21 +21,19 @@ use log::{error, log_enabled, Level};
 
 use self::queue::Queue;
 
-/// What is logged when nobody says it: what a client of the control socket does wrong, it is told.
-const DEFAULT: &str = "info,rsbinder=error";
-
 /// How long the end may wait for the last lines to be read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a thread of its own writes to standard error.
 static BACKGROUND: OnceLock<Arc<Queue>> = OnceLock::new();
 
-/// Sets the log up; any call but the first does nothing.
-pub fn init(level: Option<&str>) {
+/// Sets the log up; any call but the first does nothing. `default` is logged when nobody
+/// says it.
+pub fn init(default: &str, level: Option<&str>) {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
         let environment = std::env::var("RUST_LOG");
-        let environment = environment.as_deref().unwrap_or(DEFAULT);
+        let environment = environment.as_deref().unwrap_or(default);
         install([Some(environment), level].into_iter().flatten());
         log_panics();
     });
@@ -159,8 +157,8 @@ mod tests {
     /// One test, since a process has one panic hook.
     #[test]
     fn set_up_once_it_logs_panics_by_thread_message_and_place() {
-        init(Some("no=such=filter"));
-        init(Some("trace"));
+        init("info", Some("no=such=filter"));
+        init("info", Some("trace"));
         assert!(log::max_level() < log::LevelFilter::Trace);
 
         let described = Arc::new(Mutex::new(Vec::new()));

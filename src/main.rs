@@ -15,7 +15,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    logging::init(cli.daemon.log_level.as_deref());
+    logging::init(&cli.log(), cli.daemon.log_level.as_deref());
     match cli.command {
         Some(cli::Command::Probe(arguments)) => cli::probe::run(&arguments),
         #[cfg(feature = "generate")]

@@ -68,7 +68,9 @@ impl AskError {
                     Errors::ERROR_NOT_RUNNING | Errors::ERROR_FAILED_TO_CONNECT => 6,
                     _ => 1,
                 },
-                ClientError::Nonsense { .. } | ClientError::Gone(_) => 1,
+                ClientError::Silent { .. }
+                | ClientError::Nonsense { .. }
+                | ClientError::Gone(_) => 1,
             },
         }
     }

@@ -78,6 +78,26 @@ pub struct Cli {
     pub daemon: daemon::Arguments,
 }
 
+impl Cli {
+    /// What is logged when nobody says it.
+    #[cfg(feature = "control")]
+    pub fn log(&self) -> String {
+        use crosvm_vsock::control::binder::LOG_TARGET;
+        // A client hears what it does wrong, and a command says what went wrong itself.
+        let level = match self.command {
+            Some(_) => "off",
+            None => "error",
+        };
+        format!("info,{LOG_TARGET}={level}")
+    }
+
+    /// What is logged when nobody says it.
+    #[cfg(not(feature = "control"))]
+    pub fn log(&self) -> String {
+        "info".to_owned()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Probe(probe::Arguments),

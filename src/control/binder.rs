@@ -73,8 +73,14 @@ mod rs {
     /// hung up on.
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    /// How long a server may take to answer a client.
+    /// How long a server may take until it serves a client.
+    const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+
+    /// How long a server may take to answer a client: longer than any call takes.
     const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+
+    /// What the binder's log lines begin with, for a filter.
+    pub const LOG_TARGET: &str = "rsbinder";
 
     #[allow(missing_docs)]
     mod generated {
@@ -177,6 +183,7 @@ mod rs {
     fn failed(status: StatusCode) -> io::Error {
         match status {
             StatusCode::Errno(errno) => io::Error::from_raw_os_error(-errno),
+            StatusCode::TimedOut => io::ErrorKind::TimedOut.into(),
             other => io::Error::other(other),
         }
     }
@@ -191,6 +198,7 @@ mod rs {
 
     impl Session {
         /// Connects to the server at `path`; `callbacks`: it is to reach callbacks of ours.
+        /// `TimedOut`: it listens, and does not serve.
         pub fn open(path: &Path, callbacks: bool) -> io::Result<Self> {
             let refused = Mutex::new(None);
             let connect = || match UnixStream::connect(path) {
@@ -208,7 +216,7 @@ mod rs {
             let config = RpcClientConfig::new(WireVersion::MAX.get(), connect)
                 .fd_mode(FileDescriptorTransportMode::Unix)
                 .incoming_connections(u32::from(callbacks))
-                .timeout(CLIENT_PATIENCE);
+                .timeout(HANDSHAKE_PATIENCE);
             let session = RpcSession::setup_client_android13plus_with_config(config);
             let refused = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
             let session = match (session, refused) {
@@ -217,10 +225,13 @@ mod rs {
             };
             let service = session.get_root().and_then(FromIBinder::try_from);
             match service {
-                Ok(service) => Ok(Self {
-                    callbacks: callbacks.then_some(session),
-                    service,
-                }),
+                Ok(service) => {
+                    session.set_timeout(Some(CLIENT_PATIENCE));
+                    Ok(Self {
+                        callbacks: callbacks.then_some(session),
+                        service,
+                    })
+                }
                 Err(status) => {
                     session.close_session();
                     Err(failed(status))
@@ -250,6 +261,9 @@ mod soong {
     use rpcbinder::{FileDescriptorTransportMode, RpcServer, RpcSession};
 
     flatten!(android_system_vsock::aidl::android::system::vsock);
+
+    /// What the binder's log lines begin with, for a filter.
+    pub const LOG_TARGET: &str = "binder";
 
     /// A service that clients can reach.
     pub fn service(inner: impl VsockService + Sync + 'static) -> Strong<dyn VsockService> {

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::binder::{self, Session, Status, Strong, VsockDevice};
 
@@ -30,7 +31,18 @@ pub enum ClientError {
         /// The socket.
         path: PathBuf,
     },
-    /// Whoever listens is not our daemon, or is overloaded.
+    /// Whoever listens says nothing.
+    #[error(
+        "{path} did not answer in {seconds} s: is the daemon overloaded, or is this not crosvm-vsock's control socket?",
+        path = path.display()
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long that was waited for.
+        seconds: u64,
+    },
+    /// Whoever listens is not our daemon.
     #[error("no answer that makes sense from {path}: is it crosvm-vsock's control socket? ({source})", path = path.display())]
     Nonsense {
         /// The socket.
@@ -67,12 +79,17 @@ impl Client {
     /// Connects to the daemon at `path`. `callbacks`: it is to reach callbacks of ours.
     pub fn open(path: &Path, callbacks: bool) -> Result<Self, ClientError> {
         let path = path.to_owned();
+        let asked = Instant::now();
         match Session::open(&path, callbacks) {
             Ok(session) => Ok(Self(session)),
             Err(source) => Err(match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                     ClientError::NoDaemon { path, source }
                 }
+                io::ErrorKind::TimedOut => ClientError::Silent {
+                    path,
+                    seconds: asked.elapsed().as_secs(),
+                },
                 io::ErrorKind::PermissionDenied => ClientError::Permission { path },
                 _ => ClientError::Nonsense { path, source },
             }),

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use guest_driver::SocketType;
 use tempfile::TempDir;
@@ -192,6 +193,33 @@ fn errors_have_codes_and_say_what_to_do() {
 }
 
 #[test]
+fn a_socket_that_is_somebody_elses_is_told_in_one_line_and_soon() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("other");
+    let ask = || {
+        let asked = Instant::now();
+        let output = Command::new(PROGRAM)
+            .args(["status", "--control"])
+            .arg(&path)
+            .env_remove("RUST_LOG")
+            .output()
+            .unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(15));
+        assert_eq!(code(&output), Some(1));
+        let text = complaint(&output);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    };
+    let listener = UnixListener::bind(&path).unwrap();
+    // Nobody accepts: what an overloaded daemon does, too.
+    assert!(ask().contains("did not answer in 5 s"));
+    let hang_up = std::thread::spawn(move || listener.incoming().take(2).for_each(drop));
+    let text = ask();
+    assert!(text.contains("is it crosvm-vsock's"), "{text}");
+    hang_up.join().unwrap();
+}
+
+#[test]
 fn the_socket_is_for_its_owner_and_goes_with_the_daemon() {
     let dir = TempDir::new().unwrap();
     let stale = dir.path().join("control");
@@ -250,13 +278,13 @@ fn a_daemon_ends_though_a_client_waits_for_a_guest() {
     wait_until("it has asked", || {
         device.getStatistics().unwrap().connectionsOpen == 1
     });
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     let ended = Command::new("kill")
         .arg(vm.daemon.pid().to_string())
         .status();
     assert!(ended.unwrap().success());
     assert!(vm.daemon.wait());
-    assert!(asked.elapsed() < std::time::Duration::from_secs(10));
+    assert!(asked.elapsed() < Duration::from_secs(10));
     assert_ne!(code(&client.wait_with_output().unwrap()), Some(0));
 }
 
