@@ -2,6 +2,7 @@
 
 //! What the commands that ask a running daemon have in common: where it is, how they fail.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,7 +53,7 @@ pub enum AskError {
     #[error("the guest stopped reading after {0} bytes")]
     GuestStoppedReading(u64),
     #[error("{0}: {1}")]
-    Io(&'static str, #[source] std::io::Error),
+    Io(&'static str, #[source] io::Error),
 }
 
 impl AskError {
@@ -60,19 +61,21 @@ impl AskError {
         match self {
             Self::Nowhere => 2,
             Self::GuestStoppedReading(_) | Self::Io(..) => 1,
-            Self::Client(error) => match error {
-                ClientError::NoDaemon { .. } => 3,
-                ClientError::Permission { .. } => 4,
-                ClientError::Refused { code, .. } => match *code {
-                    Errors::ERROR_NO_SUCH_DEVICE => 5,
-                    Errors::ERROR_NOT_RUNNING | Errors::ERROR_FAILED_TO_CONNECT => 6,
-                    _ => 1,
-                },
-                ClientError::Silent { .. }
-                | ClientError::Nonsense { .. }
-                | ClientError::Gone(_) => 1,
-            },
+            Self::Client(error) => code(error),
         }
+    }
+}
+
+fn code(error: &ClientError) -> u8 {
+    match error {
+        ClientError::NoDaemon { .. } => 3,
+        ClientError::Permission { .. } => 4,
+        ClientError::Refused { code, .. } => match *code {
+            Errors::ERROR_NO_SUCH_DEVICE => 5,
+            Errors::ERROR_NOT_RUNNING | Errors::ERROR_FAILED_TO_CONNECT => 6,
+            _ => 1,
+        },
+        ClientError::Silent { .. } | ClientError::Nonsense { .. } | ClientError::Gone(_) => 1,
     }
 }
 
@@ -86,33 +89,69 @@ impl Where {
     }
 }
 
-/// A device with its CID.
-pub type Named = (i64, Strong<dyn VsockDevice>);
+/// Guests that did not answer while others did, by CID.
+pub type Failures = Vec<(i64, ClientError)>;
 
-/// All devices, or the one that is asked for.
-pub fn devices(client: &Client, cid: Option<i64>) -> Result<Vec<Named>, AskError> {
-    let cids = match cid {
-        Some(cid) => vec![cid],
-        None => client.guest_cids()?,
-    };
-    let device = |cid| Ok((cid, client.device(cid)?));
-    cids.into_iter().map(device).collect()
+/// What a command has to say.
+#[derive(Default)]
+pub struct Answer {
+    pub text: String,
+    /// Lines for people, where the text is for programs.
+    pub notes: Vec<String>,
+    pub failures: Failures,
+}
+
+/// Asks the guest with a CID, or all. Of all, those that answer are heard whatever the
+/// others do.
+pub fn ask_each<T>(
+    client: &Client,
+    cid: Option<i64>,
+    ask: impl Fn(i64, &Strong<dyn VsockDevice>) -> Result<T, ClientError>,
+) -> Result<(Vec<T>, Failures), AskError> {
+    let ask = |cid| ask(cid, &client.device(cid)?);
+    if let Some(cid) = cid {
+        return Ok((vec![ask(cid)?], Vec::new()));
+    }
+    let (mut answers, mut failures) = (Vec::new(), Vec::new());
+    for cid in client.guest_cids()? {
+        match ask(cid) {
+            Ok(answer) => answers.push(answer),
+            Err(error @ ClientError::Refused { .. }) => failures.push((cid, error)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok((answers, failures))
 }
 
 /// Prints what a command has to say, or why not.
-pub fn finish(command: &str, result: Result<String, AskError>) -> ExitCode {
-    use std::io::Write;
-    let result = result.and_then(|text| {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(|error| AskError::Io("cannot write the answer", error))
+pub fn finish(command: &str, result: Result<Answer, AskError>) -> ExitCode {
+    let result = result.and_then(|answer| {
+        print(&answer.text).map_err(|error| AskError::Io("cannot write the answer", error))?;
+        Ok(answer)
     });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(answer) => {
+            for note in answer.notes {
+                eprintln!("crosvm-vsock {command}: {note}");
+            }
+            for (cid, error) in &answer.failures {
+                eprintln!("crosvm-vsock {command}: guest CID {cid}: {error}");
+            }
+            answer.failures.first().map_or(0, |(_, error)| code(error))
+        }
         Err(error) => {
             eprintln!("crosvm-vsock {command}: {error}");
-            ExitCode::from(error.code())
+            error.code()
         }
+    };
+    ExitCode::from(code)
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever reads it has had enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
     }
 }

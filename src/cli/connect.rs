@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::asking::{finish, guest_cid, AskError, Where, EXIT_CODES};
+use super::asking::{finish, guest_cid, Answer, AskError, Where, EXIT_CODES};
 use crosvm_vsock::control::client::ClientError;
 
 /// How often it is looked whether a guest that says no more has closed the connection.
@@ -51,10 +51,10 @@ fn port(text: &str) -> Result<i64, String> {
 
 /// Connects, and returns the exit code.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let connect = || -> Result<String, AskError> {
+    let connect = || -> Result<Answer, AskError> {
         let socket = dial(arguments)?;
         relay(socket)?;
-        Ok(String::new())
+        Ok(Answer::default())
     };
     finish("connect", connect())
 }

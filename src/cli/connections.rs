@@ -6,10 +6,12 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::{json, Value};
+use serde_json::Value;
 
-use super::asking::{devices, finish, guest_cid, AskError, Where, EXIT_CODES};
-use crosvm_vsock::control::binder::{IVsockDevice, VsockConnection, VsockConnectionState};
+use super::asking::{ask_each, finish, guest_cid, Answer, AskError, Where, EXIT_CODES};
+use crosvm_vsock::control::binder::{
+    IVsockDevice, Strong, VsockConnection, VsockConnectionState, VsockDevice,
+};
 use crosvm_vsock::control::client::ClientError;
 
 /// List the connections of all guests, or of one.
@@ -33,65 +35,95 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     finish("connections", list(arguments))
 }
 
-fn list(arguments: &Arguments) -> Result<String, AskError> {
-    let client = arguments.place.client()?;
-    let mut all = Vec::new();
-    let mut elsewhere = Vec::new();
-    for (cid, device) in devices(&client, arguments.cid)? {
-        match device.getConnections(0).map_err(ClientError::from) {
-            Ok(connections) => {
-                let open = device.getStatistics().map_err(ClientError::from)?;
-                all.push((cid, connections, open.connectionsOpen));
-            }
-            // One of several guests whose connections the kernel keeps is no failure.
-            Err(ClientError::Refused { code, message })
-                if code == IVsockDevice::ERROR_UNSUPPORTED && arguments.cid.is_none() =>
-            {
-                elsewhere.push((cid, message));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    if arguments.json {
-        let rows: Vec<Value> = all
-            .iter()
-            .flat_map(|(cid, connections, _)| connections.iter().map(|c| row(*cid, c)))
-            .collect();
-        return Ok(format!("{:#}\n", Value::from(rows)));
-    }
-    Ok(text(&all, &elsewhere))
+/// What a device answers.
+struct Listing {
+    cid: i64,
+    connections: Vec<VsockConnection>,
+    /// Why there are no others, if there may be.
+    note: Option<String>,
 }
 
-fn text(all: &[(i64, Vec<VsockConnection>, i64)], elsewhere: &[(i64, String)]) -> String {
+fn list(arguments: &Arguments) -> Result<Answer, AskError> {
+    let client = arguments.place.client()?;
+    let alone = arguments.cid.is_some();
+    let ask = |cid, device: &Strong<dyn VsockDevice>| ask(cid, device, alone);
+    let (listings, failures) = ask_each(&client, arguments.cid, ask)?;
+    let note = |listing: &Listing| {
+        let note = listing.note.as_ref()?;
+        Some(format!("{}: {note}", listing.cid))
+    };
+    let notes: Vec<String> = listings.iter().filter_map(note).collect();
+    Ok(if arguments.json {
+        let rows: Vec<Value> = rows(&listings).map(|(cid, c)| json(cid, c)).collect();
+        Answer {
+            text: format!("{:#}\n", Value::from(rows)),
+            notes,
+            failures,
+        }
+    } else {
+        Answer {
+            text: text(&listings, &notes),
+            notes: Vec::new(),
+            failures,
+        }
+    })
+}
+
+fn ask(cid: i64, device: &Strong<dyn VsockDevice>, alone: bool) -> Result<Listing, ClientError> {
+    match device.getConnections(0).map_err(ClientError::from) {
+        Ok(connections) => {
+            let more = device.getStatistics()?.connectionsOpen - connections.len() as i64;
+            let note = (more > 0).then(|| format!("{more} more, which do not fit an answer"));
+            Ok(Listing {
+                cid,
+                connections,
+                note,
+            })
+        }
+        // One of several guests whose connections the kernel keeps is no failure.
+        Err(ClientError::Refused { code, message })
+            if code == IVsockDevice::ERROR_UNSUPPORTED && !alone =>
+        {
+            Ok(Listing {
+                cid,
+                connections: Vec::new(),
+                note: Some(message),
+            })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn rows(listings: &[Listing]) -> impl Iterator<Item = (i64, &VsockConnection)> {
+    listings
+        .iter()
+        .flat_map(|listing| listing.connections.iter().map(|c| (listing.cid, c)))
+}
+
+fn text(listings: &[Listing], notes: &[String]) -> String {
     let mut text = format!(
         "{:<23}{:<23}{:<11}{:<13}{}\n",
         "GUEST CID:PORT", "PEER CID:PORT", "TYPE", "STATE", "PENDING"
     );
-    for (cid, connections, open) in all {
-        for c in connections {
-            let guest = format!("{cid}:{}", c.guestPort);
-            let peer = format!("{}:{}", c.peerCid, c.peerPort);
-            let (kind, state) = (kind(c), state(c.state));
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "{guest:<23}{peer:<23}{kind:<11}{state:<13}{}",
-                c.pendingBytes
-            );
-        }
-        let more = open - connections.len() as i64;
-        if more > 0 {
-            let _ = writeln!(text, "{cid}: {more} more, which do not fit an answer");
-        }
+    for (cid, c) in rows(listings) {
+        let guest = format!("{cid}:{}", c.guestPort);
+        let peer = format!("{}:{}", c.peerCid, c.peerPort);
+        let (kind, state) = (kind(c), state(c.state));
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{guest:<23}{peer:<23}{kind:<11}{state:<13}{}",
+            c.pendingBytes
+        );
     }
-    for (cid, why) in elsewhere {
-        let _ = writeln!(text, "{cid}: {why}");
+    for note in notes {
+        let _ = writeln!(text, "{note}");
     }
     text
 }
 
-fn row(cid: i64, connection: &VsockConnection) -> Value {
-    json!({
+fn json(cid: i64, connection: &VsockConnection) -> Value {
+    serde_json::json!({
         "cid": cid,
         "guest_port": connection.guestPort,
         "peer_cid": connection.peerCid,

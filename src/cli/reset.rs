@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::asking::{finish, guest_cid, AskError, Where, EXIT_CODES};
+use super::asking::{finish, guest_cid, Answer, AskError, Where, EXIT_CODES};
 use crosvm_vsock::control::client::ClientError;
 
 /// End all connections of a guest, and tell it so.
@@ -25,11 +25,11 @@ pub struct Arguments {
 
 /// Does it, and returns the exit code.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let reset = || -> Result<String, AskError> {
+    let reset = || -> Result<Answer, AskError> {
         let client = arguments.place.client()?;
         let device = client.device(arguments.cid)?;
         device.reset().map_err(ClientError::from)?;
-        Ok(String::new())
+        Ok(Answer::default())
     };
     finish("reset", reset())
 }

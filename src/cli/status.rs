@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{json, Map, Value};
 
-use super::asking::{devices, finish, guest_cid, AskError, Where, EXIT_CODES};
+use super::asking::{ask_each, finish, guest_cid, Answer, AskError, Where, EXIT_CODES};
 use super::date::date;
 use super::prometheus;
 use crosvm_vsock::control::binder::{
@@ -114,12 +114,10 @@ const NUMBERS: &[Number] = numbers! {
 
 /// Prints the report and returns the exit code.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let report = || -> Result<String, AskError> {
+    let report = || -> Result<Answer, AskError> {
         let client = arguments.place.client()?;
-        let devices = devices(&client, arguments.cid)?;
-        let reports = devices.iter().map(|(cid, device)| ask(*cid, device));
-        let reports = reports.collect::<Result<Vec<_>, _>>()?;
-        Ok(if arguments.json {
+        let (reports, failures) = ask_each(&client, arguments.cid, ask)?;
+        let text = if arguments.json {
             let all: Vec<Value> = reports.iter().map(json).collect();
             format!("{:#}\n", Value::from(all))
         } else if arguments.prometheus {
@@ -127,6 +125,11 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         } else {
             let texts: Vec<String> = reports.iter().map(text).collect();
             texts.join("\n")
+        };
+        Ok(Answer {
+            text,
+            failures,
+            ..Answer::default()
         })
     };
     finish("status", report())

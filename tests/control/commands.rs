@@ -3,14 +3,16 @@
 //! The commands that ask a running daemon, and the socket in the file system.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_driver::SocketType;
 use tempfile::TempDir;
 
+use crate::fake::{self, Answering, Fakes};
 use crate::harness::{wait_until, Daemon, Vm, PROGRAM};
 
 fn code(output: &Output) -> Option<i32> {
@@ -190,6 +192,60 @@ fn errors_have_codes_and_say_what_to_do() {
         .unwrap();
     assert_eq!(code(&lost), Some(2));
     assert!(complaint(&lost).contains("--control PATH"));
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_named_and_the_others_are_heard() {
+    let (gone, inbox, _) = fake::device(3);
+    drop(inbox);
+    let (idle, inbox, _) = fake::device(4);
+    let _answering = Answering::start(inbox, 2);
+    let fakes = Fakes::new([gone, idle]);
+    for (arguments, words) in [
+        (&["status"][..], "guest CID 4"),
+        (&["status", "--json"], "\"cid\": 4"),
+        (&["connections"], "4:1"),
+    ] {
+        let output = fakes.ask(arguments);
+        let (text, said) = (out(&output), complaint(&output));
+        assert_eq!(code(&output), Some(1), "{said}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+        assert!(said.contains("guest CID 3: the device's thread"), "{said}");
+    }
+    // Asked for alone, it is what the command is about.
+    let output = fakes.ask(&["status", "3"]);
+    assert_eq!((code(&output), out(&output)), (Some(1), String::new()));
+    assert_eq!(code(&fakes.ask(&["status", "4"])), Some(0));
+}
+
+#[test]
+fn connections_that_do_not_fit_are_told_of() {
+    let (device, inbox, _) = fake::device(4);
+    let _answering = Answering::start(inbox, 1234);
+    let fakes = Fakes::new([device]);
+    let output = fakes.ask(&["connections", "--json"]);
+    let all: serde_json::Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!(all.as_array().unwrap().len(), 1000);
+    assert_eq!(code(&output), Some(0));
+    let said = complaint(&output);
+    assert!(said.contains("4: 234 more"), "{said}");
+    let output = fakes.ask(&["connections"]);
+    assert!(out(&output).contains("\n4: 234 more"), "{}", out(&output));
+    assert_eq!(complaint(&output), "");
+}
+
+#[test]
+fn nobody_to_read_an_answer_is_no_failure() {
+    let vm = Vm::start();
+    let (reader, writer) = UnixStream::pair().unwrap();
+    drop(reader);
+    let mut status = vm.daemon.command(&["status"]);
+    let output = status.stdout(OwnedFd::from(writer)).output();
+    let output = output.unwrap();
+    assert_eq!(
+        (code(&output), complaint(&output)),
+        (Some(0), String::new())
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod commands;
 mod connect;
 mod denials;
 mod errors;
+mod fake;
 mod harness;
 mod hostile;
 mod methods;
