@@ -4,11 +4,11 @@
 //!
 //! A question is a closure that runs on the device's thread between two turns of the data
 //! path, and must not wait. The queue is bounded: who asks too much is told
-//! [`Refusal::Busy`], and so is who is not answered within [`PATIENCE`].
+//! [`Refusal::Busy`], and so is who is not answered within [`PATIENCE`], or never will be.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,10 @@ const MOST: usize = 64;
 
 /// How long a question may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+const FULL: &str = "has as many questions waiting as it takes: ask again later";
+const LATE: &str = "did not answer in time: what was asked for may still happen";
+const ENDED: &str = "has ended";
 
 type Question = Box<dyn FnOnce(&mut dyn Managed) + Send>;
 
@@ -64,11 +68,19 @@ impl Mailbox {
             // Whoever asked may have lost patience.
             let _ = sender.send(question(device));
         });
-        self.questions
-            .try_send(question)
-            .map_err(|_| Refusal::Busy)?;
+        self.questions.try_send(question).map_err(|error| {
+            Refusal::Busy(match error {
+                TrySendError::Full(_) => FULL,
+                TrySendError::Disconnected(_) => ENDED,
+            })
+        })?;
         self.wake.signal()?;
-        answer.recv_timeout(PATIENCE).map_err(|_| Refusal::Busy)
+        answer.recv_timeout(PATIENCE).map_err(|error| {
+            Refusal::Busy(match error {
+                RecvTimeoutError::Timeout => LATE,
+                RecvTimeoutError::Disconnected => ENDED,
+            })
+        })
     }
 }
 

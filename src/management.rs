@@ -104,9 +104,9 @@ pub enum Refusal {
     /// A bound is reached.
     #[error("{0}")]
     TooMany(String),
-    /// The device's thread has too much to do, or has ended.
-    #[error("the device's thread did not answer in time")]
-    Busy,
+    /// The device's thread does not answer, and why.
+    #[error("the device's thread {0}")]
+    Busy(&'static str),
     /// Something else.
     #[error("{0}")]
     Failed(String),

@@ -26,7 +26,7 @@ pub(super) fn refusal(refusal: Refusal) -> Failure {
         Refusal::BadAcceptor(_) => Errors::ERROR_BAD_DESCRIPTOR,
         Refusal::BadRange(_) => Errors::ERROR_BAD_RANGE,
         Refusal::TooMany(_) => Errors::ERROR_TOO_MANY,
-        Refusal::Busy => Errors::ERROR_BUSY,
+        Refusal::Busy(_) => Errors::ERROR_BUSY,
         Refusal::Failed(_) => Errors::ERROR_UNEXPECTED,
     };
     binder::refuse(code, &refusal.to_string())

@@ -4,19 +4,16 @@
 //! need a kernel's IOTLB are in `denials`.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Instant;
 
-use crosvm_vsock::address::GuestCid;
 use crosvm_vsock::control::binder::{IVsockDevice as Errors, ParcelFileDescriptor};
 use crosvm_vsock::control::client::{Client, ClientError};
-use crosvm_vsock::control::socket::ControlSocket;
-use crosvm_vsock::control::{Backend, Device, Service};
-use crosvm_vsock::mailbox::mailbox;
+use crosvm_vsock::mailbox;
 use crosvm_vsock::userspace::packet::SocketType;
 use crosvm_vsock::userspace::socket::Socket;
 
-use crate::harness::{acceptor, refused, Daemon, Vm};
+use crate::fake::{self, Fakes};
+use crate::harness::{acceptor, refused, wait_until, Daemon, Vm};
 
 #[test]
 fn no_such_device() {
@@ -157,24 +154,42 @@ fn too_many() {
 
 #[test]
 fn busy() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let (mailbox, inbox) = mailbox().unwrap();
-    let device = Device {
-        cid: GuestCid::new(9).unwrap(),
-        backend: Backend::Userspace,
-        reason: None,
-        mailbox,
-        watchers: Arc::default(),
-        since: SystemTime::now(),
+    let (served, inbox, mailbox) = fake::device(9);
+    let fakes = Fakes::new([served]);
+    let device = fakes.client().device(9).unwrap();
+    let busy = || {
+        let (code, message) = refused(device.getStatistics());
+        assert_eq!(code, Errors::ERROR_BUSY);
+        message
     };
-    let path = dir.path().join("control");
-    let _socket = ControlSocket::open(&path, Service::new([device])).unwrap();
-    let device = Client::open(&path, false).unwrap().device(9).unwrap();
+    // Its thread is stuck: this takes as long as a question may.
+    let message = busy();
+    assert!(
+        message.contains("in time") && message.contains("may still happen"),
+        "{message}"
+    );
+    // More questions than wait for it: some are refused, and from then on all.
+    let waiting: Vec<_> = (0..70)
+        .map(|_| {
+            let mailbox = mailbox.clone();
+            std::thread::spawn(move || mailbox.ask(|_| ()).unwrap_err())
+        })
+        .collect();
+    wait_until("the queue is full", || {
+        waiting.iter().any(|thread| thread.is_finished())
+    });
+    let asked = Instant::now();
+    let message = busy();
+    assert!(message.contains("as many questions"), "{message}");
+    // At once, not when it has lost patience.
+    assert!(asked.elapsed() < mailbox::PATIENCE);
     // Its thread has ended.
     drop(inbox);
-    let (code, message) = refused(device.getStatistics());
-    assert_eq!(code, Errors::ERROR_BUSY);
-    assert!(message.contains("in time"), "{message}");
+    let message = busy();
+    assert!(message.ends_with("has ended"), "{message}");
+    for thread in waiting {
+        thread.join().unwrap();
+    }
 }
 
 #[test]

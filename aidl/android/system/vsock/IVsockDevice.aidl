@@ -50,7 +50,10 @@ interface IVsockDevice {
     /** As many as possible are there already: callbacks, listeners, connections or ranges. */
     const int ERROR_TOO_MANY = 9;
 
-    /** The device's thread did not answer in time. What was asked for may still happen. */
+    /**
+     * The device's thread has too much to do, or has ended; the message says which. If it did not
+     * answer in time, what was asked for may still happen.
+     */
     const int ERROR_BUSY = 10;
 
     /** The guest's CID. */
