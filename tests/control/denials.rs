@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
-use crosvm_vsock::address::{BusAddr, GuestCid};
+use crosvm_vsock::address::{BusAddr, Cid, GuestCid, Port};
 use crosvm_vsock::compat::KernelKind as Kind;
 use crosvm_vsock::control::binder::{
     IVsockDevice as Errors, IotlbAccess, IotlbMode, KernelKind, Strong, VsockBackend, VsockDevice,
@@ -18,6 +18,8 @@ use crosvm_vsock::control::{Backend, Device, Service};
 use crosvm_vsock::epoll::Epoll;
 use crosvm_vsock::event::EventFd;
 use crosvm_vsock::kernel::{Access, Addressing, QueueIndex, VhostVsock};
+use crosvm_vsock::userspace::packet::SocketType;
+use crosvm_vsock::userspace::socket::Socket;
 use crosvm_vsock::vhost_user::kernel_path::KernelPath;
 use crosvm_vsock::vhost_user::worker::Worker;
 use guest_driver::packet::Event;
@@ -244,4 +246,19 @@ fn a_mode_is_what_was_asked_for() {
         rig.device.reset().unwrap();
         assert!(matches!(rig.reads(PRIVATE), Outcome::Done(_)));
     }
+}
+
+#[test]
+fn a_guest_that_the_host_kernel_does_not_reach_is_not_connected() {
+    let rig = Rig::new(Addressing::Restricted(Arc::default()));
+    rig.device.share(SHARED, SIZE).unwrap();
+    let (_guest, _vmm) = rig.boot();
+    // No device of the host's own kernel has the guest's CID here. A kernel without vsock
+    // is another matter.
+    let kernel = Socket::connect_vsock(Cid(3), Port(5), SocketType::Stream).err();
+    let expected = match kernel.and_then(|error| error.raw_os_error()) {
+        Some(libc::EAFNOSUPPORT) => Errors::ERROR_UNEXPECTED,
+        _ => Errors::ERROR_FAILED_TO_CONNECT,
+    };
+    assert_eq!(refused(rig.device.connect(5)).0, expected);
 }

@@ -3,6 +3,7 @@
 //! What may be asked of the kernel path beside moving data: what the host kernel does not
 //! keep to itself.
 
+use std::io;
 use std::sync::Arc;
 
 use super::{opened, KernelPath};
@@ -50,7 +51,8 @@ impl Managed for KernelPath {
         if !self.is_active() {
             return Err(Refusal::NotRunning);
         }
-        let socket = Socket::connect_vsock(self.cid.cid(), port, SocketType::Stream)?;
+        let socket = Socket::connect_vsock(self.cid.cid(), port, SocketType::Stream)
+            .map_err(|error| not_connected(port, error))?;
         Ok(Call {
             socket,
             port,
@@ -120,5 +122,45 @@ fn refused_range(error: ShareError) -> Refusal {
         }
         ShareError::TooMany => Refusal::TooMany(error.to_string()),
         ShareError::InUse | ShareError::Kernel { .. } => Refusal::Failed(error.to_string()),
+    }
+}
+
+/// What connect(2) says of the guest is no failure of ours.
+fn not_connected(port: Port, error: io::Error) -> Refusal {
+    match error.raw_os_error() {
+        Some(
+            libc::ENODEV
+            | libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::ETIMEDOUT,
+        ) => Refusal::NotConnected(port, "the host kernel does not reach the guest"),
+        _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_not_reached_is_not_connected() {
+        for (errno, expected) in [
+            (libc::ENODEV, true),
+            (libc::EHOSTUNREACH, true),
+            (libc::EMFILE, false),
+            (libc::EAFNOSUPPORT, false),
+        ] {
+            let refusal = not_connected(Port(5), io::Error::from_raw_os_error(errno));
+            let is_not_connected = matches!(refusal, Refusal::NotConnected(..));
+            assert_eq!(is_not_connected, expected, "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_window_that_is_full_is_too_many() {
+        let refusal = refused_range(ShareError::TooMany);
+        assert!(matches!(refusal, Refusal::TooMany(_)), "{refusal}");
     }
 }
