@@ -21,14 +21,14 @@ use guest_driver::SocketType;
 use crate::harness::{acceptor, wait_for_statistics, wait_until, Vm, PATIENCE};
 
 /// Bytes going round through the guest all the time.
-struct Traffic {
+pub struct Traffic {
     rounds: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Traffic {
-    fn start(vm: &Vm) -> Self {
+    pub fn start(vm: &Vm) -> Self {
         let device = vm.client().device(3).unwrap();
         let (mut host, mut guest) = vm.connect(&device, 50_000);
         let echo = std::thread::spawn(move || {
@@ -55,14 +55,14 @@ impl Traffic {
     }
 
     /// Fails unless data goes round from now on.
-    fn assert_flows(&self) {
+    pub fn assert_flows(&self) {
         let before = self.rounds.load(Ordering::Relaxed);
         wait_until("data goes round", || {
             self.rounds.load(Ordering::Relaxed) > before + 20
         });
     }
 
-    fn end(self) {
+    pub fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();

@@ -12,3 +12,4 @@ mod fake;
 mod harness;
 mod hostile;
 mod methods;
+mod unread;
