@@ -2,10 +2,13 @@
 
 //! The commands that ask a running daemon, and the socket in the file system.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -61,22 +64,51 @@ fn status_for_people_and_for_programs() {
     assert!(metrics.contains("\ncrosvm_vsock_connections_total{cid=\"3\"} 1\n"));
 }
 
-/// Fails unless each sample follows a HELP and a TYPE of its name, and is a number.
+#[test]
+fn metrics_of_several_guests_stand_together() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().display();
+    let vms = [3, 4]
+        .map(|cid| format!("guest-cid={cid},socket={path}/{cid}.socket,uds-path={path}/{cid}"));
+    let daemon = Daemon::spawn(dir, &["--vm", &vms[0], "--vm", &vms[1]]);
+    let metrics = out(&daemon.ask(&["status", "--prometheus"]));
+    assert_prometheus(&metrics);
+    for cid in [3, 4] {
+        let up = format!("\ncrosvm_vsock_up{{cid=\"{cid}\"}} 0\n");
+        assert!(metrics.contains(&up), "{metrics}");
+        let info = format!(
+            "\ncrosvm_vsock_info{{cid=\"{cid}\",backend=\"userspace\",kernel_kind=\"none\",\
+             iotlb_mode=\"off\",state=\"no-vmm\"}} 1\n"
+        );
+        assert!(metrics.contains(&info), "{metrics}");
+    }
+    // Neither guest lacks a metric that the other has.
+    let of = |cid| metrics.matches(&format!("{{cid=\"{cid}\"")).count();
+    assert_eq!(of(3), of(4));
+}
+
+/// Fails unless each name has one HELP, one TYPE and then all its samples, each a number
+/// with labels.
 fn assert_prometheus(text: &str) {
-    let mut name = String::new();
+    let mut names = Vec::new();
     let mut samples = 0;
-    for line in text.lines() {
-        if let Some(help) = line.strip_prefix("# HELP ") {
-            name = help.split(' ').next().unwrap().to_owned();
-        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-            let kind = kind.strip_prefix(&name).unwrap().trim();
-            assert!(["counter", "gauge"].contains(&kind), "{line}");
-        } else {
-            let rest = line.strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
-            let (labels, value) = rest.rsplit_once(' ').unwrap();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let help = line.strip_prefix("# HELP ").unwrap();
+        let (name, meaning) = help.split_once(' ').unwrap();
+        assert!(!meaning.is_empty() && !names.contains(&name), "{line}");
+        names.push(name);
+        let kind = match name.ends_with("_total") {
+            true => "counter",
+            false => "gauge",
+        };
+        assert_eq!(lines.next().unwrap(), format!("# TYPE {name} {kind}"));
+        while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+            let (labels, value) = sample.rsplit_once(' ').unwrap();
+            let labels = labels.strip_prefix(name).unwrap();
             assert!(
                 labels.starts_with("{cid=\"") && labels.ends_with("\"}"),
-                "{line}"
+                "{sample}"
             );
             value.parse::<f64>().unwrap();
             samples += 1;
@@ -273,6 +305,35 @@ fn a_socket_that_is_somebody_elses_is_told_in_one_line_and_soon() {
     let text = ask();
     assert!(text.contains("is it crosvm-vsock's"), "{text}");
     hang_up.join().unwrap();
+}
+
+/// A user with no rights of its own.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn another_user_has_no_permission() {
+    let daemon = Daemon::start("");
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    // All that keeps the other user out is the socket's own mode.
+    open(daemon.dir.path(), 0o755);
+    let program = daemon.dir.path().join("program");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    open(&program, 0o755);
+    let mut status = Command::new(program);
+    status.args(["status", "--control"]).arg(daemon.control());
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        status.uid(NOBODY).gid(NOBODY);
+    } else {
+        // We cannot be another user, but be treated as one.
+        open(&daemon.control(), 0);
+    }
+    let output = status.output().unwrap();
+    assert_eq!(code(&output), Some(4), "{}", complaint(&output));
+    assert!(complaint(&output).contains("no permission"));
+    open(&daemon.control(), 0o666);
+    assert_eq!(code(&status.output().unwrap()), Some(0));
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn busy() {
 }
 
 #[test]
-fn no_daemon_and_no_permission() {
+fn no_daemon_and_somebody_elses() {
     let dir = tempfile::TempDir::new().unwrap();
     let path = dir.path().join("nobody");
     let error = Client::open(&path, false).err().unwrap().to_string();
