@@ -12,4 +12,5 @@ mod fake;
 mod harness;
 mod hostile;
 mod methods;
+mod pages;
 mod unread;
