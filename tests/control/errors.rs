@@ -6,12 +6,13 @@
 use std::io::ErrorKind;
 use std::time::Instant;
 
-use crosvm_vsock::control::binder::{IVsockDevice as Errors, ParcelFileDescriptor};
+use crosvm_vsock::control::binder::{self, IVsockDevice as Errors, ParcelFileDescriptor};
 use crosvm_vsock::control::client::{Client, ClientError};
 use crosvm_vsock::mailbox;
 use crosvm_vsock::userspace::packet::SocketType;
 use crosvm_vsock::userspace::socket::Socket;
 
+use crate::callbacks::listener;
 use crate::fake::{self, Fakes};
 use crate::harness::{acceptor, refused, wait_until, Daemon, Vm};
 
@@ -190,6 +191,60 @@ fn busy() {
     for thread in waiting {
         thread.join().unwrap();
     }
+}
+
+/// The methods of the interface's file that document a constant.
+fn documented(constant: &str) -> Vec<&str> {
+    let file = include_str!("../../aidl/android/system/vsock/IVsockDevice.aidl");
+    let mut methods = Vec::new();
+    for item in file.split("/**").skip(1) {
+        let (doc, rest) = item.split_once("*/").unwrap();
+        let declaration = rest.split(['(', ';']).next().unwrap();
+        let name = declaration.split_whitespace().next_back();
+        if doc.contains(constant) {
+            methods.extend(name);
+        }
+    }
+    methods
+}
+
+#[test]
+fn whatever_can_be_busy_is_documented_to_be() {
+    let (served, inbox, _) = fake::device(9);
+    let fakes = Fakes::new([served]);
+    let client = Client::open(&fakes.path(), true).unwrap();
+    let device = client.device(9).unwrap();
+    drop(inbox);
+    let (theirs, _ours) = acceptor();
+    let (callback, _told) = listener();
+    let results = [
+        ("getCid", device.getCid().err()),
+        ("getBackend", device.getBackend().err()),
+        ("getBackendReason", device.getBackendReason().err()),
+        ("getFeatures", device.getFeatures().err()),
+        ("getKernelKind", device.getKernelKind().err()),
+        ("getIotlbMode", device.getIotlbMode().err()),
+        ("getState", device.getState().err()),
+        ("getStatistics", device.getStatistics().err()),
+        ("getConnections", device.getConnections(0).err()),
+        ("connect", device.connect(5).err()),
+        ("listen", device.listen(5, &theirs).err()),
+        ("unlisten", device.unlisten(5).err()),
+        ("share", device.share(0, 4096).err()),
+        ("unshare", device.unshare(0, 4096).err()),
+        ("reset", device.reset().err()),
+        ("registerCallback", device.registerCallback(&callback).err()),
+        (
+            "unregisterCallback",
+            device.unregisterCallback(&callback).err(),
+        ),
+    ];
+    let busy = results.into_iter().filter_map(|(method, error)| {
+        let error = error?;
+        let (code, _) = binder::refusal(&error).unwrap_or_else(|| panic!("{method}: {error}"));
+        (code == Errors::ERROR_BUSY).then_some(method)
+    });
+    assert_eq!(busy.collect::<Vec<_>>(), documented("ERROR_BUSY"));
 }
 
 #[test]

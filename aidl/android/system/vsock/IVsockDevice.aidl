@@ -65,7 +65,11 @@ interface IVsockDevice {
     /** Why it is that backend, if the choice was left to the process; else empty. */
     @utf8InCpp String getBackendReason();
 
-    /** The feature bits that are offered, and those that the driver has acknowledged. */
+    /**
+     * The feature bits that are offered, and those that the driver has acknowledged.
+     *
+     * @throws ServiceSpecificException with ERROR_BUSY.
+     */
     VsockFeatures getFeatures();
 
     /**
@@ -74,13 +78,21 @@ interface IVsockDevice {
      */
     KernelKind getKernelKind();
 
-    /** Which part of guest memory the data path can reach. */
+    /**
+     * Which part of guest memory the data path can reach.
+     *
+     * @throws ServiceSpecificException with ERROR_BUSY.
+     */
     IotlbMode getIotlbMode();
 
     /** Where the device stands. */
     VsockDeviceState getState();
 
-    /** What has happened on the device since the process began to serve it. */
+    /**
+     * What has happened on the device since the process began to serve it.
+     *
+     * @throws ServiceSpecificException with ERROR_BUSY.
+     */
     VsockStatistics getStatistics();
 
     /**
@@ -88,7 +100,8 @@ interface IVsockDevice {
      *
      * @param limit No more than this many are returned; 0 or less: as many as fit a reply.
      *     getStatistics() tells how many there are.
-     * @throws ServiceSpecificException with ERROR_UNSUPPORTED where the host kernel keeps them.
+     * @throws ServiceSpecificException with ERROR_BUSY, and ERROR_UNSUPPORTED where the host kernel
+     *     keeps them.
      */
     VsockConnection[] getConnections(int limit);
 
@@ -98,7 +111,7 @@ interface IVsockDevice {
      * @param port A port of the guest.
      * @return A connected stream socket, blocking, with nothing of the handshake left to read.
      * @throws ServiceSpecificException with ERROR_NOT_RUNNING, ERROR_PORT_NUMBER_DENIED,
-     *     ERROR_FAILED_TO_CONNECT, ERROR_TOO_MANY.
+     *     ERROR_FAILED_TO_CONNECT, ERROR_TOO_MANY, ERROR_BUSY.
      */
     ParcelFileDescriptor connect(long port);
 
@@ -115,14 +128,15 @@ interface IVsockDevice {
      * @param port A port of the host.
      * @param acceptor One end of a socketpair(AF_UNIX, SOCK_SEQPACKET).
      * @throws ServiceSpecificException with ERROR_PORT_NUMBER_DENIED, ERROR_PORT_IN_USE,
-     *     ERROR_BAD_DESCRIPTOR, ERROR_TOO_MANY, ERROR_UNSUPPORTED.
+     *     ERROR_BAD_DESCRIPTOR, ERROR_TOO_MANY, ERROR_UNSUPPORTED, ERROR_BUSY.
      */
     void listen(long port, in ParcelFileDescriptor acceptor);
 
     /**
      * Gives a port back; connections that were made stay. Nothing happens if nobody listens.
      *
-     * @throws ServiceSpecificException with ERROR_PORT_NUMBER_DENIED, ERROR_UNSUPPORTED.
+     * @throws ServiceSpecificException with ERROR_PORT_NUMBER_DENIED, ERROR_UNSUPPORTED,
+     *     ERROR_BUSY.
      */
     void unlisten(long port);
 
@@ -136,15 +150,15 @@ interface IVsockDevice {
      * @param address Guest physical address of the first byte, a multiple of 4096.
      * @param size Size in bytes, a multiple of 4096.
      * @throws ServiceSpecificException with ERROR_UNSUPPORTED in any other mode, ERROR_BAD_RANGE,
-     *     ERROR_TOO_MANY.
+     *     ERROR_TOO_MANY, ERROR_BUSY.
      */
     void share(long address, long size);
 
     /**
      * Closes a range again. When this returns no access to it is under way and none will come.
      *
-     * @throws ServiceSpecificException as share() does. After ERROR_UNEXPECTED the host may still
-     *     reach the range: reset() the device.
+     * @throws ServiceSpecificException as share() does. After ERROR_UNEXPECTED or ERROR_BUSY the
+     *     host may still reach the range: reset() the device.
      */
     void unshare(long address, long size);
 
@@ -152,7 +166,7 @@ interface IVsockDevice {
      * Ends all connections and tells the guest so (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET). A device
      * that needs a reset because of a denied access runs again afterwards.
      *
-     * @throws ServiceSpecificException with ERROR_NOT_RUNNING.
+     * @throws ServiceSpecificException with ERROR_NOT_RUNNING, ERROR_BUSY.
      */
     void reset();
 

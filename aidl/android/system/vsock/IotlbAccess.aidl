@@ -4,7 +4,10 @@ package android.system.vsock;
 /** What the device wants to do with memory. */
 @Backing(type="int")
 enum IotlbAccess {
+    /** Read it. */
     READ = 1,
+    /** Write it. */
     WRITE = 2,
+    /** Both. */
     READ_WRITE = 3,
 }

@@ -76,6 +76,6 @@ parcelable VsockStatistics {
     /** Callbacks that hear of this device. */
     long callbacks;
 
-    /** Events that callbacks missed because they did not keep up. */
+    /** Events that callbacks missed because they did not keep up, or were hung up on. */
     long callbacksDropped;
 }
