@@ -20,6 +20,10 @@ use guest_driver::{Guest, GuestConfig, SocketType};
 use tempfile::TempDir;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+/// Threads of a daemon with one VM and no client: the main one, the VM's, the one that lets
+/// clients in, and the one that writes the log.
+pub const THREADS: usize = 4;
+
 /// Longest that anything in a test waits: long, since the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -18,7 +18,7 @@ use crosvm_vsock::control::client::Client;
 use guest_driver::rng::Rng;
 use guest_driver::SocketType;
 
-use crate::harness::{acceptor, wait_for_statistics, wait_until, Vm, PATIENCE};
+use crate::harness::{acceptor, wait_for_statistics, wait_until, Vm, PATIENCE, THREADS};
 
 /// Bytes going round through the guest all the time.
 pub struct Traffic {
@@ -105,7 +105,9 @@ fn fifty_clients_at_once() {
 fn clients_that_are_killed_in_the_middle() {
     let vm = Vm::start();
     let traffic = Traffic::start(&vm);
-    wait_until("earlier clients have left", || vm.daemon.threads() == 4);
+    wait_until("earlier clients have left", || {
+        vm.daemon.threads() == THREADS
+    });
     let descriptors = vm.daemon.descriptors();
     let listener = vm.guest.listen(5000, SocketType::STREAM).unwrap();
     for _ in 0..10 {
@@ -140,7 +142,7 @@ fn clients_that_are_killed_in_the_middle() {
     vm.guest.resume();
     traffic.assert_flows();
     wait_until("nothing is left of them", || {
-        (vm.daemon.threads(), vm.daemon.descriptors()) == (4, descriptors)
+        (vm.daemon.threads(), vm.daemon.descriptors()) == (THREADS, descriptors)
     });
     traffic.end();
     let device = vm.client().device(3).unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crosvm_vsock::control::binder::VsockDeviceState;
 use crosvm_vsock::control::client::Client;
 
-use crate::harness::{wait_until, Vm};
+use crate::harness::{wait_until, Vm, THREADS};
 use crate::hostile::Traffic;
 
 /// RpcConnectionHeader without a session's ID, and RpcOutgoingConnectionInit.
@@ -56,7 +56,9 @@ fn a_client_that_asks_and_reads_no_answer() {
     let traffic = Traffic::start(&vm);
     let heard = overhear(&vm);
     let call = first_call(&heard);
-    wait_until("earlier clients have left", || vm.daemon.threads() == 3);
+    wait_until("earlier clients have left", || {
+        vm.daemon.threads() == THREADS
+    });
     let descriptors = vm.daemon.descriptors();
 
     let mut client = UnixStream::connect(vm.daemon.control()).unwrap();
@@ -77,7 +79,7 @@ fn a_client_that_asks_and_reads_no_answer() {
     let state = vm.client().device(3).unwrap().getState().unwrap();
     assert_eq!(state, VsockDeviceState::RUNNING);
     wait_until("it is hung up on", || {
-        (vm.daemon.threads(), vm.daemon.descriptors()) == (3, descriptors)
+        (vm.daemon.threads(), vm.daemon.descriptors()) == (THREADS, descriptors)
     });
     traffic.assert_flows();
     traffic.end();
