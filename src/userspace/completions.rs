@@ -3,7 +3,7 @@
 //! When to tell the guest that its packets were sent.
 //!
 //! Linux asks for an interrupt with every transmit completion, though it only wants its
-//! memory back. So completions wait for company: until a quarter of the ring is owed, or
+//! memory back. So completions wait for company: until an eighth of the ring is owed, or
 //! for a millisecond. A driver that waits for each completion before it does anything else
 //! would lose that millisecond each time: when nothing has come meanwhile, the next
 //! completions are told at once, more of them after each such disappointment.
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How long completions wait.
 const WAIT: Duration = Duration::from_millis(1);
 /// The share of the ring that may be owed.
-const SHARE: u32 = 4;
+const SHARE: u32 = 8;
 /// Turns told at once after a disappointment, to begin with.
 const FEWEST: u32 = 64;
 /// Such turns at most.
@@ -83,8 +83,8 @@ mod tests {
         let now = Instant::now();
         let mut completions = Completions::new();
         assert!(!completions.tell(2, 256, true, now));
-        assert!(!completions.tell(63, 256, true, now));
-        assert!(completions.tell(64, 256, true, now));
+        assert!(!completions.tell(31, 256, true, now));
+        assert!(completions.tell(32, 256, true, now));
         assert_eq!(completions.due(), None);
         assert!(!completions.tell(2, 256, true, now));
         assert!(!completions.tell(4, 256, true, now));

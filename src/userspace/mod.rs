@@ -34,7 +34,7 @@
 //! # Rules that make it fast, and keep it fair
 //! One thread a VM; a bounded burst from each queue a turn; many packets to a system call
 //! in both directions; rings published once a burst, with at most one notification, and
-//! mere completions once a quarter of a ring; sockets registered once, edge-triggered, and watched for room only after they were full; no
+//! mere completions once an eighth of a ring; sockets registered once, edge-triggered, and watched for room only after they were full; no
 //! copy but what a full socket refuses, bounded by credit. Nothing waits for one
 //! connection: not a full socket, not a full backlog, not a guest without buffers.
 

@@ -17,7 +17,7 @@ use super::socket::MAX_SEGMENTS;
 use crate::bus::Bus;
 use crate::guest_memory::{read_across, slice_across, Segment};
 
-/// Packets taken in a row before the other direction gets its turn.
+/// Packets taken in a row before the other direction gets its turn, at most.
 const BURST: usize = 1024;
 
 /// Bytes written by one system call, give or take a packet.
@@ -63,6 +63,8 @@ pub(super) fn pump(
         return Ok(false);
     }
     ring.disable_kicks();
+    // A guest whose ring is full fills one part while another is served.
+    let burst = (usize::from(ring.size()) / 4).clamp(16, BURST);
     let mut chain_segments = Vec::new();
     let mut gather = Gather {
         id: None,
@@ -72,7 +74,7 @@ pub(super) fn pump(
     let mut taken = 0;
     let result = loop {
         // Answers leave through the other queue: it gets its turn before they are too many.
-        if taken == BURST || ring.turn_is_over() || (taken > 0 && muxer.has_most_resets()) {
+        if taken == burst || ring.turn_is_over() || (taken > 0 && muxer.has_most_resets()) {
             break Ok(true);
         }
         chain_segments.clear();
