@@ -294,6 +294,10 @@ impl Muxer {
     pub(super) fn queue_reset(&mut self, reset: Header) {
         if self.has_most_resets() {
             self.stats.limit_pending_resets.add(1);
+            let limit = self.limits.pending_resets;
+            self.report(format_args!(
+                "{limit} refusals wait for the guest to post buffers: dropped one more"
+            ));
             return;
         }
         self.resets.push_back(reset);
