@@ -19,6 +19,11 @@ const GUEST_MIB: u32 = 512;
 /// Memory of a host, its guest and the QEMU in its initramfs included.
 const HOST_MIB: u32 = 2560;
 
+const PROCESSORS: u32 = 2;
+/// Of a nested host and its guest each: with two, QEMU's emulation of SVM fails more often
+/// (10.0: the host's kernel finds the stack of a thread that runs the guest overwritten).
+const NESTED_PROCESSORS: u32 = 1;
+
 /// Kernel command line of all machines.
 const WORDS: &str = "console=ttyS0 quiet panic=-1 oops=panic random.trust_cpu=on";
 
@@ -39,6 +44,8 @@ pub struct Guest<'a> {
     pub platform_access: bool,
     /// Whether a vIOMMU of QEMU's translates what the guest writes for this device.
     pub viommu: bool,
+    /// Whether its host is nested.
+    pub nested: bool,
 }
 
 impl Guest<'_> {
@@ -52,7 +59,13 @@ impl Guest<'_> {
             format!("memory-backend-memfd,id=memory,size={GUEST_MIB}M,share=on"),
         ];
         let words = if self.viommu { "intel_iommu=on" } else { "" };
-        options.extend(machine(GUEST_MIB, self.vmlinuz, self.initramfs, words));
+        let (kernel, initramfs) = (self.vmlinuz, self.initramfs);
+        let processors = if self.nested {
+            NESTED_PROCESSORS
+        } else {
+            PROCESSORS
+        };
+        options.extend(machine(GUEST_MIB, processors, kernel, initramfs, words));
         if self.viommu {
             // Before the devices that it translates for. Interrupts are not its task.
             let iommu = "intel-iommu,intremap=off,device-iotlb=on";
@@ -98,7 +111,14 @@ impl NestedHost<'_> {
     pub fn options(&self) -> Vec<String> {
         let words = format!("agent.cid={}", self.cid);
         let mut options = vec!["-M".to_owned(), "q35".to_owned()];
-        options.extend(machine(HOST_MIB, self.vmlinuz, self.initramfs, &words));
+        let (kernel, initramfs) = (self.vmlinuz, self.initramfs);
+        options.extend(machine(
+            HOST_MIB,
+            NESTED_PROCESSORS,
+            kernel,
+            initramfs,
+            &words,
+        ));
         let control = format!(
             "socket,path={},server=on,wait=off",
             escape(self.guest_control)
@@ -108,11 +128,19 @@ impl NestedHost<'_> {
     }
 }
 
-fn machine(mib: u32, vmlinuz: &Path, initramfs: &Path, words: &str) -> Vec<String> {
-    let mut options: Vec<String> = ["-smp", "2", "-nodefaults", "-display", "none"]
+fn machine(
+    mib: u32,
+    processors: u32,
+    vmlinuz: &Path,
+    initramfs: &Path,
+    words: &str,
+) -> Vec<String> {
+    let mut options: Vec<String> = ["-nodefaults", "-display", "none"]
         .map(str::to_owned)
         .into();
     options.extend([
+        "-smp".to_owned(),
+        processors.to_string(),
         "-no-user-config".to_owned(),
         "-m".to_owned(),
         mib.to_string(),

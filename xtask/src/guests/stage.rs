@@ -138,6 +138,7 @@ impl Stage {
             device: &settings.socket,
             platform_access: setting.platform_access,
             viommu: false,
+            nested: false,
         };
         options.extend(guest.options());
         let translated = Guest {
@@ -211,6 +212,7 @@ impl Stage {
             device: &settings.socket,
             platform_access: setting.platform_access,
             viommu: false,
+            nested: true,
         };
         let mut arguments: Vec<String> = INNER.accel.map(str::to_owned).into();
         arguments.extend(inner.options());

@@ -41,6 +41,9 @@ pub struct Found {
     pub date: String,
     /// QEMU's version.
     pub qemu: String,
+    /// What failed when its column was tried first, if this is the second try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_try: Option<String>,
 }
 
 impl Found {
@@ -70,6 +73,22 @@ impl Column<'_> {
         let offered = if first.platform_access { "yes" } else { "no" };
         let host = format!("{} ({})", first.host, first.backend);
         [first.guest.clone(), host, offered.to_owned()]
+    }
+
+    /// What there is to say of a second try: for whom it was, and why.
+    fn second_try(&self) -> Option<String> {
+        let Found {
+            guest,
+            host,
+            platform_access,
+            first_try,
+            ..
+        } = self.first();
+        let offered = if *platform_access { ", bit 33" } else { "" };
+        let why = first_try.as_ref()?;
+        Some(format!(
+            "host {host}, guest {guest}{offered}: second try; at first, {why}"
+        ))
     }
 
     fn mark(&self, row: &str) -> String {
@@ -116,6 +135,9 @@ pub fn render(all: &[Found]) -> String {
         }
         align(&lines, &mut text);
         text.push('\n');
+    }
+    for again in columns(all).iter().filter_map(Column::second_try) {
+        let _ = writeln!(text, "{again}");
     }
     for found in all.iter().filter(|found| !found.ok) {
         let platform = if found.platform_access { "" } else { "not " };
@@ -168,10 +190,14 @@ pub fn summary(all: &[Found]) -> String {
             false => "not offered",
         };
         let good = column.found.iter().filter(|found| found.ok).count();
+        let again = match first.first_try {
+            Some(_) => ", second try",
+            None => "",
+        };
         // Writing into a string cannot fail.
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {offered} | {good} of {} |",
+            "| {} | {} | {} | {offered} | {good} of {}{again} |",
             first.guest_version,
             first.host_version,
             first.backend,
@@ -187,6 +213,11 @@ pub fn summary(all: &[Found]) -> String {
     }
     text
 }
+
+/// Of nested hosts, for the page.
+const SECOND_TRIES: &str = "Without KVM the nested hosts are emulated, SVM included, and QEMU's emulation of that is \
+     at fault at times: a host's kernel that finds the stack of a thread overwritten, a guest that stands still. \
+     So what fails on an emulated nested host is tried once more, and what took that is named here.";
 
 /// The page `docs/guests.md`.
 pub fn page(all: &[Found]) -> String {
@@ -257,6 +288,12 @@ pub fn page(all: &[Found]) -> String {
             let marks: Vec<String> = some.iter().map(|column| column.mark(row)).collect();
             let _ = writeln!(text, "| {row} | {} |", marks.join(" | "));
         }
+        if !here {
+            let _ = writeln!(text, "\n{SECOND_TRIES}");
+            for again in some.iter().filter_map(Column::second_try) {
+                let _ = writeln!(text, "\n- {again}");
+            }
+        }
     }
     text
 }
@@ -281,7 +318,21 @@ mod tests {
             seconds: 1.0,
             date: "2026-01-02".into(),
             qemu: "10.0".into(),
+            first_try: None,
         }
+    }
+
+    #[test]
+    fn a_second_try_is_owned_up_to() {
+        let again = Found {
+            first_try: Some("half-close: error".into()),
+            ..found("7", "half-close", true)
+        };
+        let rows = [again];
+        let says = "host 7, guest 6.1, bit 33: second try; at first, half-close: error";
+        assert!(render(&rows).contains(says));
+        assert!(page(&rows).contains(says));
+        assert!(summary(&rows).contains("| 1 of 1, second try |"));
     }
 
     #[test]

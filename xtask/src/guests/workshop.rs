@@ -147,6 +147,11 @@ impl Workshop {
             .context("cannot make a directory for sockets")
     }
 
+    /// Whether machines are emulated, once one was started.
+    pub fn emulates(&self) -> bool {
+        self.accel == Some(Accel::Emulation)
+    }
+
     /// What executes machines here, found out with the first of them.
     ///
     /// # Errors
