@@ -67,7 +67,10 @@ fn crosvms_order_knows_it_as_vsock() {
 fn a_missing_device_says_what_to_do() {
     refused(
         &module("cid=3,device=/nowhere/vhost-vsock"),
-        &["/nowhere/vhost-vsock", "modprobe vhost_vsock"],
+        &[
+            "/nowhere/vhost-vsock",
+            "the kernel's device is /dev/vhost-vsock",
+        ],
     );
 }
 

@@ -356,6 +356,11 @@ pub const WITHOUT_MODULE: &[(&str, &str, &str)] = &[
     ),
     (
         "crosvm_vsock",
+        "generate",
+        "starts the binary through Cargo's CARGO_BIN_EXE, with a feature that Soong does not build",
+    ),
+    (
+        "crosvm_vsock",
         "checks",
         "holds docs/checks.md against the sources, which are not where a test runs under Soong",
     ),
