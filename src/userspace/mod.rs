@@ -369,7 +369,6 @@ impl DataPath for UserspacePath {
         let mut active = self.active.take()?;
         active.publish(TX, &self.muxer);
         active.unwatch(&self.muxer.epoll);
-        self.muxer.listening = false;
         self.muxer.note(format_args!("queues stopped"));
         let base = |ring: Option<SplitRing>| ring.map(|ring| ring.base());
         Some(active.rings.map(base))
@@ -378,6 +377,7 @@ impl DataPath for UserspacePath {
     fn forget_guest(&mut self) {
         self.stop();
         self.muxer.forget_guest();
+        self.muxer.listening = false;
         self.broken = false;
     }
 

@@ -77,7 +77,7 @@ pub struct Muxer {
     pub(super) waiting: Waiting,
     pub(super) pending_bytes: usize,
     pub(super) next_port: u32,
-    /// Whether there is a guest to connect to.
+    /// Whether there is a guest to connect to. It may be paused: whoever asks then waits.
     pub(super) listening: bool,
     /// A descriptor to give up when there is no other.
     pub(super) spare: Option<EventFd>,

@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use guest_driver::eventfd::EventFd;
 use guest_driver::queues::Queue;
@@ -68,6 +69,25 @@ fn a_vm_that_pauses_keeps_its_connections() {
         guest.read_exact(&mut got).unwrap();
         assert_eq!(got, [round; 1000]);
     }
+    vm.assert_clean();
+}
+
+#[test]
+fn a_client_that_asks_while_the_vm_is_paused_waits_for_it() {
+    let mut vm = Vm::start();
+    let listener = vm.guest.listen(50, SocketType::STREAM).unwrap();
+    vm.guest.pause();
+    vm.vmm.stop().unwrap();
+    let mut client = vm.device.knock();
+    client.write_all(b"CONNECT 50\n").unwrap();
+    // Long enough to be refused.
+    std::thread::sleep(Duration::from_millis(100));
+    vm.vmm.start_rings(&vm.guest).unwrap();
+    vm.guest.resume();
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK 50\n");
+    listener.accept().unwrap();
     vm.assert_clean();
 }
 
