@@ -123,9 +123,20 @@ pub fn in_path(program: &str) -> bool {
         .any(|directory| Path::new(&directory).join(program).is_file())
 }
 
+/// The version of a kernel's release, without what whoever built it has called it.
+pub fn kernel_version(release: &str) -> &str {
+    release.trim().split('-').next().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_named_by_its_version() {
+        assert_eq!(kernel_version("6.12.9-1-cloud-amd64\n"), "6.12.9");
+        assert_eq!(kernel_version("7.0\n"), "7.0");
+    }
 
     #[test]
     fn failure_names_the_command_and_what_it_said() {

@@ -268,11 +268,6 @@ impl Bench {
     }
 }
 
-/// A kernel's version without what whoever built it has called it.
-fn version(release: &str) -> &str {
-    release.trim().split('-').next().unwrap_or_default()
-}
-
 fn machine() -> Result<Machine> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
     let processors = read("/proc/cpuinfo")?;
@@ -285,7 +280,7 @@ fn machine() -> Result<Machine> {
         date: process::today()?,
         processor: processor.to_owned(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
-        kernel: version(&read("/proc/sys/kernel/osrelease")?).to_owned(),
+        kernel: process::kernel_version(&read("/proc/sys/kernel/osrelease")?).to_owned(),
         load_before: load
             .split_whitespace()
             .next()
@@ -298,12 +293,6 @@ fn machine() -> Result<Machine> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_kernel_is_named_by_its_version() {
-        assert_eq!(version("6.12.9-1-cloud-amd64\n"), "6.12.9");
-        assert_eq!(version("7.0\n"), "7.0");
-    }
 
     #[test]
     fn medians_and_percentiles() {

@@ -215,7 +215,7 @@ impl Matrix {
         };
         let host = match setting.host {
             Some(host) => self.workshop.version(&host),
-            None => stage.host_kernel.clone(),
+            None => process::kernel_version(&stage.host_kernel).to_owned(),
         };
         eprintln!(
             "  [{:>5.1} s] guest {} is up, host {}",
