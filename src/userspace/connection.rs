@@ -342,6 +342,9 @@ impl Connection {
 
     fn deliver_bytes(&mut self, segments: &[Segment<'_>], len: usize) -> io::Result<()> {
         let sent = self.send(segments, len)?;
+        if sent == len {
+            return Ok(());
+        }
         let mut rest = Vec::new();
         crate::guest_memory::slice_across(segments, sent, len - sent, &mut rest);
         self.outbox.push(&rest);

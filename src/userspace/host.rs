@@ -165,8 +165,8 @@ impl Muxer {
         // in for VMs that are not there.
         let forwarded = matches!(self.host.place, HostPlace::Vsock { .. });
         let sibling = |membership: &Membership| membership.knows(key.peer);
-        let is_sibling = self.membership.as_ref().is_some_and(sibling);
-        if key.peer == Cid::HOST || (forwarded && !is_sibling) {
+        let is_sibling = || self.membership.as_ref().is_some_and(sibling);
+        if key.peer == Cid::HOST || (forwarded && !is_sibling()) {
             self.dial(id, now);
         } else {
             self.ring(id, now);
