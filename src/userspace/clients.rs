@@ -112,7 +112,7 @@ impl Muxer {
     }
 
     fn add_client(&mut self, socket: Socket, socket_type: SocketType, now: Instant) {
-        if self.clients.len() >= self.limits.half_open {
+        if self.clients.is_full() {
             self.hang_up_on_the_most_silent(now);
         }
         let deadline = now + self.limits.handshake;
@@ -143,21 +143,24 @@ impl Muxer {
             "{limit} clients have said nothing yet: hung up on one"
         ));
         // All have had the same time: the first deadline is that of the one here for longest.
-        while let Some((when, id)) = self.client_timers.pop(now + self.limits.handshake) {
-            if self.clients.get_mut(id).is_some_and(|c| c.deadline == when) {
-                self.clients.remove(id);
-                return;
-            }
-        }
+        self.remove_first_client(now + self.limits.handshake);
     }
 
     pub(super) fn expire_clients(&mut self, now: Instant) {
-        while let Some((when, id)) = self.client_timers.pop(now) {
+        while self.remove_first_client(now) {
+            self.note(format_args!("a client said nothing in time"));
+        }
+    }
+
+    /// Hangs up on the client whose deadline comes first, if that is by `until`.
+    fn remove_first_client(&mut self, until: Instant) -> bool {
+        while let Some((when, id)) = self.client_timers.pop(until) {
             if self.clients.get_mut(id).is_some_and(|c| c.deadline == when) {
-                self.note(format_args!("a client said nothing in time"));
                 self.clients.remove(id);
+                return true;
             }
         }
+        false
     }
 
     /// A client has said something, or has left.

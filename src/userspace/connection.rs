@@ -217,8 +217,7 @@ impl Connection {
         match self.state {
             State::Dialing => Some(WaitsFor::Host),
             State::Ringing => Some(WaitsFor::Sibling),
-            State::Asked(_) if self.key.peer == Cid::HOST => Some(WaitsFor::Guest),
-            State::Asked(_) => Some(WaitsFor::GuestForSibling),
+            State::Asked(_) => Some(WaitsFor::guest(self.key.peer)),
             State::Established | State::Closing | State::Lingering | State::Gone => None,
         }
     }

@@ -86,12 +86,7 @@ impl Muxer {
             ));
             return;
         }
-        let whom = if key.peer == Cid::HOST {
-            WaitsFor::Guest
-        } else {
-            WaitsFor::GuestForSibling
-        };
-        if self.by_key.contains_key(&key) || !self.may_wait_for(whom) {
+        if self.by_key.contains_key(&key) || !self.may_wait_for(WaitsFor::guest(key.peer)) {
             return;
         }
         let Some(id) = self.add(key, socket_type, State::Asked(greeting)) else {
@@ -231,8 +226,8 @@ impl Muxer {
         is
     }
 
-    /// Ends what the guest has asked for and does not get.
-    fn refuse_request(&mut self, id: Id) {
+    /// Ends what was asked for and is not to be had.
+    pub(super) fn refuse_request(&mut self, id: Id) {
         self.stats.refused.add(1);
         self.abort(id);
     }

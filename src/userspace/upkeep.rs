@@ -108,16 +108,14 @@ impl Muxer {
                 State::Dialing if connection.socket.is_none() => {
                     let expired = connection.expires.is_some_and(|expires| now >= expires);
                     if expired {
-                        self.stats.refused.add(1);
-                        self.abort(id);
+                        self.refuse_request(id);
                     } else {
                         self.dial(id, now);
                     }
                 }
                 // It was given its time.
                 State::Dialing | State::Ringing | State::Asked(_) | State::Closing => {
-                    self.stats.refused.add(1);
-                    self.abort(id);
+                    self.refuse_request(id);
                 }
                 State::Lingering => self.remove(id),
                 State::Established if connection.is_stalled() => {

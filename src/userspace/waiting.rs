@@ -8,6 +8,7 @@
 
 use super::connection::Connection;
 use super::limits::Limits;
+use crate::address::Cid;
 
 /// Who has to say yes to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,14 @@ pub enum WaitsFor {
 }
 
 impl WaitsFor {
+    /// The guest, on behalf of `peer`: the host or a sibling.
+    pub fn guest(peer: Cid) -> Self {
+        match peer {
+            Cid::HOST => Self::Guest,
+            _ => Self::GuestForSibling,
+        }
+    }
+
     /// How many may.
     pub fn most(self, limits: &Limits) -> usize {
         match self {
