@@ -31,6 +31,17 @@ impl RateLimit {
     }
 }
 
+/// `debug!`, if a [`RateLimit`] lets it pass. What is not logged anyway costs neither time nor
+/// any of the limit. A macro, since a log line names the module that it stands in.
+macro_rules! debug_within {
+    ($limit:expr, $($what:tt)+) => {
+        if log::log_enabled!(log::Level::Debug) && $limit.allow() {
+            log::debug!($($what)+);
+        }
+    };
+}
+pub(crate) use debug_within;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{debug, log_enabled, warn, Level};
+use log::warn;
 
 use super::acceptor::Acceptors;
 use super::clients::Client;
@@ -35,7 +35,7 @@ use crate::address::{Cid, GuestCid, Port};
 use crate::epoll::Epoll;
 use crate::event::EventFd;
 use crate::guest_memory::Segment;
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{debug_within, RateLimit};
 use crate::watchers::Watchers;
 
 /// What is to be done with a packet's payload.
@@ -142,9 +142,7 @@ impl Muxer {
 
     /// Logs for whoever looks closer what a guest or a client has brought about, not too often.
     pub(super) fn note(&self, what: std::fmt::Arguments<'_>) {
-        if log_enabled!(Level::Debug) && self.notes.allow() {
-            debug!("vm {}: {what}", self.guest);
-        }
+        debug_within!(self.notes, "vm {}: {what}", self.guest);
     }
 
     /// Judges a packet from the guest that has `payload` bytes behind its header.

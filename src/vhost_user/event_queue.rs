@@ -6,15 +6,13 @@
 use std::io;
 use std::sync::Arc;
 
-use log::debug;
-
 use crate::bus::Bus;
 use crate::epoll::{Epoll, Interest, Token};
 use crate::event::EventFd;
 use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
 use crate::path::Queue;
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{debug_within, RateLimit};
 use crate::userspace::reset_event;
 use crate::userspace::ring::{RingError, SplitRing};
 
@@ -86,9 +84,7 @@ impl EventQueue {
     fn signal(&self) {
         if let Some(call) = &self.call {
             if let Err(error) = call.signal() {
-                if self.notes.allow() {
-                    debug!("a call event cannot be signalled: {error}");
-                }
+                debug_within!(self.notes, "a call event cannot be signalled: {error}");
             }
         }
     }

@@ -20,7 +20,7 @@
 use std::io;
 use std::sync::Arc;
 
-use log::{debug, error};
+use log::error;
 use vhost::vhost_user::{Error, Result};
 
 use super::iotlb::{Channel, Message};
@@ -30,7 +30,7 @@ use crate::bus::{Iotlb, NoPlace};
 use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
 use crate::path::{Activation, DataPath, Queue, EVENT, QUEUES, RX, TX};
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{debug_within, RateLimit};
 
 /// Guest memory as the front end sees it.
 #[derive(Clone, Copy, Debug)]
@@ -272,14 +272,13 @@ impl<P: DataPath> Front<P> {
     /// Asks the front end for the translations that are missing.
     pub(super) fn ask(&mut self) {
         for miss in self.iotlb.questions() {
-            if self.notes.allow() {
-                debug!(
-                    "vm {}: asks where {} leads ({})",
-                    self.path.cid(),
-                    miss.iova,
-                    miss.access
-                );
-            }
+            debug_within!(
+                self.notes,
+                "vm {}: asks where {} leads ({})",
+                self.path.cid(),
+                miss.iova,
+                miss.access
+            );
             let sent = self.channel.as_mut().map(|channel| channel.ask(miss));
             if let Some(Err(error)) = sent {
                 if self.reports.allow() {

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use log::{debug, warn};
+use log::warn;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -27,6 +27,7 @@ use crate::features::{Feature, FeatureSet};
 use crate::guest_memory::GuestMemory;
 use crate::memory::{MemoryMap, Region};
 use crate::path::{DataPath, EVENT, QUEUES};
+use crate::rate_limit::debug_within;
 
 /// Size of the device's configuration space: `guest_cid` (VIRTIO 1.2, 5.10.4).
 const CONFIG_LEN: u32 = 8;
@@ -68,9 +69,7 @@ impl<P: DataPath> VhostUserBackendReqHandlerMut for Front<P> {
             )));
         }
         if self.acked != Some(acked) {
-            if self.notes.allow() {
-                debug!("vm {}: features {acked}", self.path.cid());
-            }
+            debug_within!(self.notes, "vm {}: features {acked}", self.path.cid());
             self.acked = Some(acked);
             if self.path.is_active() {
                 self.start()?;

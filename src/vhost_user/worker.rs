@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::{debug, error, info};
+use log::{error, info};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::front::Front;
@@ -29,7 +29,7 @@ use crate::epoll::{Epoll, Events, Interest, Token};
 use crate::event::EventFd;
 use crate::mailbox::{mailbox, Inbox, Mailbox};
 use crate::path::{DataPath, PATH_KINDS};
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{debug_within, RateLimit};
 use crate::userspace::listener::remove_stale_socket;
 use crate::userspace::packet::SocketType;
 use crate::userspace::socket::is_out_of_descriptors;
@@ -346,12 +346,11 @@ impl<P: DataPath> Worker<P> {
             self.forget_those_who_left();
         }
         if self.candidates.len() == MOST_CANDIDATES && !self.make_room() {
-            if self.notes.allow() {
-                debug!(
-                    "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
-                    self.name
-                );
-            }
+            debug_within!(
+                self.notes,
+                "{}: {MOST_CANDIDATES} wait to be the front end: hung up on one",
+                self.name
+            );
             return;
         }
         let number = self.next_candidate;

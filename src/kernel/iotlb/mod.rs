@@ -40,7 +40,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::{debug, error, warn};
+use log::{error, warn};
 
 use self::message::{parse_miss, Command, Mapping, MessageFormat, MESSAGE_SIZE};
 use self::table::Table;
@@ -49,7 +49,7 @@ use super::ioctl::Vhost;
 use crate::access::{Access, Miss};
 use crate::address::{Address, Iova, Range};
 use crate::memory::{MemoryMap, PAGE};
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{debug_within, RateLimit};
 
 /// Misses answered in one go before the caller's loop gets its turn again.
 const BATCH: usize = 64;
@@ -366,12 +366,11 @@ impl Iotlb {
         }
         let mut commands = Vec::new();
         mirror.table.map(mapping, &mut commands);
-        if self.notes.allow() {
-            debug!(
-                "vhost-vsock: miss at IOVA {iova} ({access}), mapped {}",
-                mapping.range
-            );
-        }
+        debug_within!(
+            self.notes,
+            "vhost-vsock: miss at IOVA {iova} ({access}), mapped {}",
+            mapping.range
+        );
         self.send(&commands)?;
         Ok(None)
     }
