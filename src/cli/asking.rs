@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crosvm_vsock::address::GuestCid;
 use crosvm_vsock::control::binder::{IVsockDevice as Errors, Strong, VsockDevice};
 use crosvm_vsock::control::client::{Client, ClientError};
+
+use super::vm;
 
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -37,10 +38,9 @@ pub struct Where {
 
 /// A guest's CID, as the daemon's own settings take it.
 pub fn guest_cid(text: &str) -> Result<i64, String> {
-    let number = text.parse().ok().and_then(|raw| GuestCid::new(raw).ok());
-    number
+    vm::guest_cid(text)
         .map(|cid| i64::from(cid.cid().0))
-        .ok_or_else(|| format!("`{text}` is not a guest's CID (3 to 4294967294)"))
+        .ok_or_else(|| format!("`{text}` is not {}", vm::GUEST_CID))
 }
 
 /// Why a command does not succeed.

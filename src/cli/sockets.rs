@@ -3,13 +3,10 @@
 //! Paths of sockets: which there can be, and which get in each other's way.
 
 use std::collections::HashSet;
-use std::mem;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The most bytes that the path of a socket has: `sun_path` holds a 0 besides.
-const MOST: usize =
-    mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+use crosvm_vsock::userspace::socket::LONGEST_PATH;
 
 /// A path that no socket can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,9 +22,9 @@ pub enum PathError {
 pub fn check(path: &Path) -> Result<(), PathError> {
     match path.as_os_str().len() {
         0 => Err(PathError::Empty),
-        len if len > MOST => Err(PathError::Long {
+        len if len > LONGEST_PATH => Err(PathError::Long {
             path: path.to_owned(),
-            over: len - MOST,
+            over: len - LONGEST_PATH,
         }),
         _ => Ok(()),
     }
@@ -80,7 +77,7 @@ mod tests {
             let parent = dir.path().display().to_string();
             PathBuf::from(format!("{parent}/{}", "x".repeat(len - parent.len() - 1)))
         };
-        for len in [MOST - 1, MOST, MOST + 1] {
+        for len in [LONGEST_PATH - 1, LONGEST_PATH, LONGEST_PATH + 1] {
             let path = path(len);
             let bound = std::os::unix::net::UnixListener::bind(&path);
             assert_eq!(check(&path).is_ok(), bound.is_ok(), "{len} bytes");

@@ -20,7 +20,15 @@ use super::keys::{names, Key, Scope, KEYS};
 use super::sockets::{self, PathError};
 
 /// The CID of a VM that names none (as `vhost-device-vsock` has it).
-const DEFAULT_CID: u64 = 3;
+const DEFAULT_CID: &str = "3";
+
+/// What a guest's CID is, for errors.
+pub const GUEST_CID: &str = "a guest's CID (3 to 4294967294)";
+
+/// A guest's CID as somebody has written it.
+pub fn guest_cid(text: &str) -> Option<GuestCid> {
+    GuestCid::new(text.parse().ok()?).ok()
+}
 
 /// What was said about a VM so far.
 #[derive(Clone, Debug, Default)]
@@ -266,16 +274,11 @@ impl Spec {
 
     /// The VM it describes.
     pub fn build(&self) -> Result<Vm, SpecError> {
-        let cid = self.number(
-            "guest-cid",
-            GuestCid::MIN,
-            GuestCid::MAX,
-            "a guest's CID (3 to 4294967294)",
-        )?;
-        let cid = GuestCid::new(cid.unwrap_or(DEFAULT_CID)).map_err(|e| SpecError::Value {
+        let cid = self.get("guest-cid").unwrap_or(DEFAULT_CID);
+        let cid = guest_cid(cid).ok_or_else(|| SpecError::Value {
             key: "guest-cid",
-            value: e.0.to_string(),
-            expected: "a guest's CID",
+            value: cid.to_owned(),
+            expected: GUEST_CID,
         })?;
         let socket = socket_path("socket", self.get("socket").ok_or(SpecError::NoSocket)?)?;
         let max_queue_size = self.max_queue_size()?;

@@ -26,6 +26,10 @@ pub const MAX_SEGMENTS: usize = 1024;
 /// Size of a vsock socket's buffer (`VSOCK_DEFAULT_BUFFER_SIZE`), which bounds its messages.
 pub const LONGEST_UNTOLD: usize = 256 << 10;
 
+/// The most bytes that the path of a Unix socket has: `sun_path` holds a 0 besides.
+pub const LONGEST_PATH: usize =
+    mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 1024;
 
@@ -94,12 +98,11 @@ fn unix_address(path: &OsStr) -> io::Result<RawAddress<libc::sockaddr_un>> {
     // SAFETY: all zeroes is a valid `sockaddr_un`.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     let bytes = path.as_bytes();
-    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+    if bytes.is_empty() || bytes.len() > LONGEST_PATH || bytes.contains(&0) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
-                "{path:?} cannot be the path of a Unix socket: 1 to {} bytes, none of them 0",
-                address.sun_path.len() - 1
+                "{path:?} cannot be the path of a Unix socket: 1 to {LONGEST_PATH} bytes, none of them 0"
             ),
         ));
     }
